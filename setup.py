@@ -1,0 +1,51 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "sumix_stream" / "__init__.py").read_text(), re.M).group(1)
+
+setup(
+    name="sumix-stream",
+    version=VERSION,
+    description="Streaming speech recognition with SummaryMixing conformer transducers: linear time, constant state",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The folder kernels/ is imported as sumix_kernels: the bare name `kernels` is another package's.
+    packages=[
+        *find_packages(include=["sumix_stream", "sumix_stream.*"]),
+        "sumix_kernels",
+        *(f"sumix_kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"sumix_kernels": "kernels"},
+    # Ranges say what ought to work; constraints.txt pins what bin/demo and bin/test install and what is tested.
+    install_requires=[
+        "torch>=2.6",  # networks, autograd
+        "torchaudio>=2.6",  # sinc resampling of other sample rates
+        "numpy>=1.26",  # audio samples before they are tensors
+        "kaldi-native-fbank>=1.20",  # the filter bank
+        "soundfile>=0.12",  # reads WAV, FLAC, Opus, MP3
+        "sentencepiece>=0.2",  # tokenizer
+        "lhotse>=1.27",  # manifests, bucketing samplers, LibriSpeech preparation
+        "urllib3>=1.26",  # lhotse 1.33 imports it without asking for it
+        "lightning-fabric>=2.4",  # device, precision and strategy of a training run
+        "pyyaml>=6.0",  # recipes and checkpoint configurations
+        "safetensors>=0.4.3",  # checkpoints without pickle
+        "tensorboard>=2.14",  # curves of a training run
+        "tqdm>=4.65",  # progress bars
+        "kaldialign>=0.9",  # word alignments behind WER
+    ],
+    extras_require={
+        # Used as an RNN-T backend where importable; all features work without it. Nothing can be listed here: its
+        # wheels are built for exact torch versions and live on its project's own page, not on PyPI.
+        "k2": [],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "sherpa-onnx>=1.12"],  # ONNX and its parity checks
+        "serve": ["websockets>=13"],  # websocket server
+        "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
+        "bench": ["matplotlib>=3.8"],  # plots of bin/bench
+        "test": ["pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"],
+    },
+)
