@@ -1,0 +1,69 @@
+"""What the chunk ops take: checks that print what they got, and one form for what follows.
+
+Values of tensors are checked where the tensors lie on the CPU; reading them elsewhere would make the host wait.
+"""
+
+import operator
+
+import torch
+from torch import Tensor
+
+from sumix_kernels.window import num_chunks
+
+
+def check_frames(x: Tensor) -> tuple[int, int, int]:
+    """(B, T, D) of x."""
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x must be a floating point tensor (B, T, D), got {x.dtype} {tuple(x.shape)}")
+    return tuple(x.shape)
+
+
+def check_lengths(lengths: Tensor, x: Tensor) -> Tensor:
+    """Lengths (B,) as int64 on x's device."""
+    num_frames = x.shape[1]
+    _check_integers("lengths", lengths, x.shape[0], 0)
+    if lengths.device.type == "cpu" and lengths.numel() and int(lengths.max()) > num_frames:
+        raise ValueError(f"lengths must be at most T = {num_frames} of x {tuple(x.shape)}, got {lengths.tolist()}")
+    return lengths.to(x.device, torch.int64, non_blocking=True)
+
+
+def check_chunk_size(chunk_size: int | Tensor | None, x: Tensor) -> tuple[int | Tensor, int]:
+    """Chunk size (B, 1) on x's device, or int, between 1 and T; and the number of chunks that cover T frames.
+
+    The smallest value of a tensor is read on the host: keep chunk sizes on the CPU.
+    """
+    batch_size, num_frames = x.shape[0], x.shape[1]
+    longest = max(num_frames, 1)
+    if isinstance(chunk_size, Tensor):
+        _check_integers("chunk_size", chunk_size, batch_size, 1)
+        sizes = chunk_size.to(torch.int64).clamp(max=longest)
+        smallest = int(sizes.min()) if batch_size else longest
+        return sizes.to(x.device, non_blocking=True)[:, None], num_chunks(num_frames, smallest)
+    size = longest if chunk_size is None else min(_integer("chunk_size", chunk_size, 1, "frames"), longest)
+    return size, num_chunks(num_frames, size)
+
+
+def check_left_context(left_context: int | Tensor | None, x: Tensor, chunks: int) -> int | Tensor | None:
+    """Left context as (B, 1) on x's device, or int; None if every one of `chunks` chunks sees all before it."""
+    if isinstance(left_context, Tensor):
+        _check_integers("left_context", left_context, x.shape[0], 0)
+        return left_context.to(torch.int64).clamp(max=chunks).to(x.device, non_blocking=True)[:, None]
+    if left_context is None or _integer("left_context", left_context, 0, "chunks") >= chunks - 1:
+        return None
+    return operator.index(left_context)
+
+
+def _integer(name: str, value: int, least: int, unit: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ValueError(f"{name} must be an integer >= {least} ({unit}), a tensor (B,) of them or None, got {value!r}")
+    return operator.index(value)
+
+
+def _check_integers(name: str, values: Tensor, batch_size: int, least: int) -> None:
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} must be an integer tensor, got {kind}")
+    if values.shape != (batch_size,):
+        raise ValueError(f"{name} must have shape (B,) = ({batch_size},), got {tuple(values.shape)}")
+    if values.device.type == "cpu" and values.numel() and int(values.min()) < least:
+        raise ValueError(f"{name} must be at least {least}, got {values.tolist()}")

@@ -1,0 +1,34 @@
+"""`chunk_conv1d` one chunk at a time. B streams of any age, C' frames of this chunk, D channels, k taps."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sumix_kernels.arguments import check_frames, check_lengths
+from sumix_kernels.chunk_conv.op import check_taps
+
+
+def chunk_conv1d_step(
+    x: Tensor, lengths: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Convolve one chunk, and keep its last frames for the next.
+
+    x (B, C', D), lengths (B,) valid frames of this chunk, history (B, k//2, D) the frames before it (zeros at the
+    start), weight (D, k), bias (D,) or None -> (B, C', D) in x's dtype, padded frames zero, and the next history.
+    Equal to the frames of `chunk_conv1d`.
+
+    Raises ValueError where shapes do not fit.
+    """
+    B, num_frames, D = check_frames(x)
+    lengths = check_lengths(lengths, x)
+    half = check_taps(weight, bias, x) // 2
+    if history.shape != (B, half, D):
+        raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
+    padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
+    frames = torch.cat([history.to(x.dtype), x.masked_fill(padding, 0)], 1)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if bias is None else bias.float()
+        y = F.conv1d(F.pad(frames.float(), (0, 0, 0, half)).mT, weight.float()[:, None], bias, groups=D).mT
+    kept = lengths[:, None] + torch.arange(half, device=x.device)  # the last k//2 before the end of what is valid
+    history = frames.gather(1, kept[:, :, None].expand(-1, -1, D)).to(history.dtype)
+    return y.masked_fill(padding, 0).to(x.dtype), history

@@ -1,0 +1,71 @@
+"""`chunk_summary` one chunk at a time. B streams of any age, C' frames of this chunk, D channels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sumix_kernels.arguments import check_frames, check_lengths
+
+
+class SummaryState(NamedTuple):
+    """Past of B streams: a running sum if the left context is unlimited, else the last L chunks, oldest first.
+
+    sums (B, 1 or L, D), compensation (B, 1 or 0, D) and counts (B, 1 or L), fp32. Where there is a compensation the
+    past is sums + compensation: the pair carries the digits that fp32 drops, so that hours do not add up errors.
+    Counts are exact up to 2**24 frames (186 hours at 40 ms).
+    """
+
+    sums: Tensor
+    compensation: Tensor
+    counts: Tensor
+
+    @classmethod
+    def init(
+        cls, batch_size: int, dim: int, left_context: int | None, device: torch.device | str | None = None
+    ) -> SummaryState:
+        """State of streams that have not begun. left_context: chunks, None = unlimited."""
+        if left_context is not None and left_context < 0:
+            raise ValueError(f"left_context must be an integer >= 0 (chunks) or None, got {left_context!r}")
+        size, has_compensation = (1, 1) if left_context is None else (left_context, 0)
+        return cls(
+            torch.zeros(batch_size, size, dim, device=device),
+            torch.zeros(batch_size, has_compensation, dim, device=device),
+            torch.zeros(batch_size, size, device=device),
+        )
+
+
+def chunk_summary_step(x: Tensor, lengths: Tensor, state: SummaryState) -> tuple[Tensor, SummaryState]:
+    """Mean over the visible frames up to the end of this chunk, and the state after it.
+
+    x (B, C', D), lengths (B,) valid frames of this chunk -> mean (B, D) in x's dtype, 0 where no frame was seen yet.
+    Equal to row n of `chunk_summary` when the n-th chunk is given to the n-th call.
+
+    Raises ValueError where shapes do not fit.
+    """
+    B, num_frames, D = check_frames(x)
+    lengths = check_lengths(lengths, x)
+    if state.sums.shape[0] != B or state.sums.shape[2] != D:
+        raise ValueError(f"state of {tuple(state.sums.shape)} sums does not fit x {tuple(x.shape)}")
+    padding = torch.arange(num_frames, device=x.device) >= lengths[:, None]
+    own_sum = x.float().masked_fill(padding[:, :, None], 0).sum(1, keepdim=True)  # (B, 1, D)
+    own_count = lengths[:, None].to(state.counts.dtype)  # (B, 1)
+
+    if state.compensation.shape[1]:
+        sums, error = _two_sum(state.sums, own_sum)
+        state = SummaryState(sums, state.compensation + error, state.counts + own_count)
+        total, count = state.sums + state.compensation, state.counts
+    else:
+        sums, counts = torch.cat([state.sums, own_sum], 1), torch.cat([state.counts, own_count], 1)
+        state = SummaryState(sums[:, 1:], state.compensation, counts[:, 1:])
+        total, count = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
+    return (total / count.clamp(min=1)[:, :, None]).squeeze(1).to(x.dtype), state
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a + b rounded, and exactly what the rounding dropped (Knuth, TAOCP vol. 2, 4.2.2, theorem B)."""
+    total = a + b
+    b_seen = total - a
+    return total, (a - (total - b_seen)) + (b - b_seen)
