@@ -1,0 +1,196 @@
+"""Audio files and other sample rates: read, check, resample, for whole utterances and for streams."""
+
+import functools
+import logging
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from sumix_stream.timebase import Timebase
+
+MODEL_RATE = Timebase().sample_rate
+MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
+_MAX_PEAK = 32.0  # floats beyond this are integers that nobody scaled
+_MAX_KERNEL = 1 << 24  # values of a resampling kernel; rates with no common factor would take gigabytes
+_BLOCKS_PER_SECOND = 200  # a stream of tiny pushes is resampled in blocks of 5 ms
+
+_log = logging.getLogger(__name__)
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message names the file or the samples' fault, and the remedy."""
+
+
+def read_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """All samples of a file that libsndfile reads (WAV, FLAC, OGG Vorbis and Opus, MP3, ...): mono float32 in [-1, 1],
+    and its sample rate in Hz. Channels are averaged, which is logged.
+
+    Raises AudioError naming the file where it is missing, no audio, truncated, empty or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        fault = "is a folder, not an audio file" if path.is_dir() else "no such audio file; check the path"
+        raise AudioError(f"{path}: {fault}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, expected, cut_short = file.samplerate, file.frames, _cut_short(file)
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise AudioError(f"{path}: cannot be decoded ({reason}); replace or re-encode it") from None
+    if cut_short or len(samples) < expected:
+        raise AudioError(
+            f"{path}: truncated, its header announces more audio than there is ({len(samples)} samples); copy it again"
+        )
+    if len(samples) == 0:
+        raise AudioError(f"{path}: holds no samples; remove it or record it again")
+    if samples.shape[1] > 1:
+        _log.info("%s: the average of its %d channels is used", path, samples.shape[1])
+    samples = samples.mean(axis=1)
+    try:
+        return check_samples(samples, rate), rate
+    except AudioError as error:
+        raise AudioError(f"{path}: {error}") from None
+
+
+def _cut_short(file: soundfile.SoundFile) -> bool:
+    """Whether a WAV file is shorter than its header says; libsndfile only notes that in its log.
+
+    A header of (nearly) 0xFFFFFFFF bytes is how programs that write to a pipe say that they do not know.
+    """
+    announced = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+    return bool(announced) and int(announced[2]) < int(announced[1]) < 0x7FFF_0000
+
+
+def check_samples(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Samples as 1-D float32 in [-1, 1]; int16 is scaled, other integers are refused as ambiguous.
+
+    Raises AudioError for another shape or type, NaN or infinity, unscaled integers, and for a rate that is not an
+    integer in 4000..192000 Hz.
+    """
+    check_rate(rate)
+    samples = np.asarray(samples)
+    if samples.ndim != 1:
+        raise AudioError(f"samples must be one-dimensional (one channel), got shape {samples.shape}; average channels")
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / 32768
+    if samples.dtype.kind != "f":
+        raise AudioError(f"samples must be float in [-1, 1] or int16, got {samples.dtype}; convert them")
+    samples = samples.astype(np.float32, copy=False)
+    if len(samples) == 0:
+        return samples
+    peak = max(samples.max(), -samples.min())  # NaN if any is
+    if not math.isfinite(peak):
+        where = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise AudioError(f"sample {where} is {samples[where]}; samples must be finite: repair the recording")
+    if peak > _MAX_PEAK:
+        raise AudioError(f"samples must be in [-1, 1], got a peak of {peak:g}; divide 16-bit values by 32768")
+    return samples
+
+
+def check_rate(rate: int) -> None:
+    """Raises AudioError for a sample rate that is no integer (in Hz) in 4000..192000."""
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"sample rate must be an integer in {MIN_RATE}..{MAX_RATE} Hz, got {rate!r}")
+
+
+@functools.lru_cache(maxsize=32)
+def _kernel(rate: int, new_rate: int) -> tuple[torch.Tensor, int]:
+    """torchaudio's sinc filters (new, 1, 2 * width + orig) for reduced rates orig:new, computed in float64; `width`."""
+    orig, new = (r // math.gcd(rate, new_rate) for r in (rate, new_rate))
+    if orig * new > _MAX_KERNEL:
+        raise AudioError(
+            f"{rate} Hz cannot be resampled to {new_rate} Hz: they have no large common factor; "
+            f"resample to one of 8000, 11025, 22050, 44100 or 48000 Hz first"
+        )
+    _log.info("audio at %d Hz is resampled to %d Hz", rate, new_rate)
+    # In float32 torchaudio rounds the filters' phases: an error of 1e-5 at rates such as 11,025 Hz.
+    transform = torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float64)
+    return transform.kernel.float(), transform.width
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int = MODEL_RATE) -> np.ndarray:
+    """Float32 samples (S,) at `rate` Hz -> (ceil(S * new_rate / rate),) at `new_rate` Hz; as they are at equal rates.
+
+    torchaudio's windowed sinc (Hann, 6 zero crossings, rolloff 0.99). Raises AudioError for an impossible rate.
+    """
+    stream = StreamResampler(rate, new_rate)
+    return np.concatenate([stream.accept(samples), stream.finish()])
+
+
+class StreamResampler:
+    """Resamples one utterance that arrives in pieces: the same samples as `resample`, whatever the pieces.
+
+    Holds at most a filter's length and 5 ms of samples, however long the stream.
+    """
+
+    def __init__(self, rate: int, new_rate: int = MODEL_RATE) -> None:
+        check_rate(rate)
+        check_rate(new_rate)
+        self.rate, self.new_rate = rate, new_rate
+        self._num_in = self._num_out = 0
+        self._finished = False
+        self._pending: list[np.ndarray] = []
+        self._num_pending = 0
+        if rate != new_rate:
+            self._kernel, self._width = _kernel(rate, new_rate)
+            self._step = rate // math.gcd(rate, new_rate)
+            self._block = max(self._step, rate // _BLOCKS_PER_SECOND)
+            self._hold(np.zeros(self._width, dtype=np.float32))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of samples held back for outputs to come."""
+        return sum(piece.nbytes for piece in self._pending)
+
+    def accept(self, samples: np.ndarray) -> np.ndarray:
+        """Any number of float samples (n,) at `rate` -> those at `new_rate` that became computable (maybe none)."""
+        if self._finished:
+            raise ValueError("this stream is finished: make a new StreamResampler for the next utterance")
+        samples = np.asarray(samples)
+        if samples.ndim != 1 or samples.dtype.kind != "f":
+            raise AudioError(f"samples must be a 1-D float array, got shape {samples.shape}, dtype {samples.dtype}")
+        samples = samples.astype(np.float32)
+        if self.rate == self.new_rate:
+            return samples
+        self._num_in += len(samples)
+        self._hold(samples)
+        if self._num_pending < 2 * self._width + self._step + self._block:
+            return np.zeros(0, dtype=np.float32)
+        return self._convolve()
+
+    def finish(self) -> np.ndarray:
+        """The rest, as if silence followed; as many in all as there are sample times within the input."""
+        if self._finished:
+            raise ValueError("this stream is finished: make a new StreamResampler for the next utterance")
+        self._finished = True
+        if self.rate == self.new_rate:
+            return np.zeros(0, dtype=np.float32)
+        total = -(-self._num_in * self.new_rate // self.rate)
+        missing = total - self._num_out
+        self._hold(np.zeros(self._width + self._step, dtype=np.float32))
+        rest = self._convolve()[:missing]
+        self._pending.clear()
+        return rest
+
+    def _hold(self, samples: np.ndarray) -> None:
+        self._pending.append(samples)
+        self._num_pending += len(samples)
+
+    def _convolve(self) -> np.ndarray:
+        held = np.concatenate(self._pending)
+        num_steps = (len(held) - self._kernel.shape[-1]) // self._step + 1
+        if num_steps < 1:
+            return np.zeros(0, dtype=np.float32)
+        with torch.no_grad():
+            out = torch.nn.functional.conv1d(torch.from_numpy(held)[None, None], self._kernel, stride=self._step)
+        self._pending = [held[num_steps * self._step :].copy()]
+        self._num_pending = len(self._pending[0])
+        self._num_out += num_steps * out.shape[1]
+        return out[0].T.flatten().numpy()

@@ -1,0 +1,163 @@
+"""Text to token ids and back: a sentencepiece model whose id 0 is the transducer's blank."""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece as spm
+
+BLANK_PIECE = "<blk>"
+MODEL_TYPES = ("bpe", "unigram", "char", "word")
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read or trained; the message names the file or the setting, and the remedy."""
+
+
+class Tokenizer:
+    """A sentencepiece model with blank = 0. Make one with `load`, `from_bytes` or `train_tokenizer`."""
+
+    blank_id = 0
+
+    def __init__(self, processor: spm.SentencePieceProcessor, source: str) -> None:
+        if processor.vocab_size() < 2 or processor.id_to_piece(self.blank_id) != BLANK_PIECE:
+            raise TokenizerError(f"{source}: piece 0 is not {BLANK_PIECE}; train the tokenizer with train_tokenizer")
+        self._processor = processor
+        pieces = (processor.id_to_piece(i) for i in range(2, processor.vocab_size()))
+        # A word model holds whole words only; every other kind ends in single characters.
+        self._spells = any(len(piece) == 1 and piece != "▁" for piece in pieces)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Raises TokenizerError naming the file when it is missing or no sentencepiece model."""
+        path = Path(path)
+        try:
+            proto = path.read_bytes()
+        except FileNotFoundError:
+            raise TokenizerError(
+                f"{path}: no such tokenizer; run the recipe's prepare script, or set tokenizer.path"
+            ) from None
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+        return cls._from_proto(proto, str(path))
+
+    @classmethod
+    def from_bytes(cls, proto: bytes) -> "Tokenizer":
+        """The inverse of `to_bytes`."""
+        return cls._from_proto(proto, "tokenizer")
+
+    @classmethod
+    def _from_proto(cls, proto: bytes, source: str) -> "Tokenizer":
+        processor = spm.SentencePieceProcessor()
+        try:
+            loaded = bool(proto) and processor.LoadFromSerializedProto(proto)
+        except RuntimeError:
+            loaded = False
+        if not loaded:
+            raise TokenizerError(
+                f"{source}: not a sentencepiece model, or truncated ({len(proto)} bytes); make it anew"
+            )
+        return cls(processor, source)
+
+    def to_bytes(self) -> bytes:
+        """The whole model, as its file holds it."""
+        return self._processor.serialized_model_proto()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, blank and unknown included."""
+        return self._processor.vocab_size()
+
+    @property
+    def unk_id(self) -> int:
+        return self._processor.unk_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, never blank; what the model has no piece for becomes `unk_id`."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; blank reads as nothing. Raises ValueError for an id outside 0..vocab_size - 1."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            self._check_id(i)
+        return self._processor.decode(ids)
+
+    def piece(self, token_id: int) -> str:
+        """The piece of an id; a leading `▁` marks the start of a word."""
+        self._check_id(token_id)
+        return self._processor.id_to_piece(token_id)
+
+    def _check_id(self, token_id: int) -> None:
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id must be in 0..{self.vocab_size - 1}, got {token_id}")
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """What a text holds that this tokenizer cannot write: characters, or for a word model whole words."""
+        ids, pieces = self._processor.encode(text), self._processor.encode(text, out_type=str)
+        # As strings, unknown pieces are what the text has there; neighbours are joined, white space (▁) included.
+        surfaces = (piece.replace("▁", " ") for i, piece in zip(ids, pieces, strict=True) if i == self.unk_id)
+        unknown = {part for surface in surfaces for part in surface.split()}
+        return {character for part in unknown for character in part} if self._spells else unknown
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    path: str | os.PathLike,
+    vocab_size: int | None = None,
+    model_type: str = "bpe",
+) -> Tokenizer:
+    """Trains a sentencepiece model on transcripts and writes it to `path` (whole or not at all).
+
+    `vocab_size` counts blank (id 0) and unknown (id 1); "char" and "word" take every character or word of the texts and
+    ignore it. Texts are taken as they are, but for surplus white space. Raises TokenizerError when there is no text, or
+    when a vocabulary of this size cannot be made of it: the message tells the largest or smallest possible.
+    """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
+    closed = model_type in ("char", "word")
+    if not closed and (vocab_size is None or vocab_size < 3):
+        raise ValueError(f"vocab_size must be at least 3 for model_type {model_type!r}, got {vocab_size}")
+    lines = [line for text in texts if (line := " ".join(text.split()))]
+    if not lines:
+        raise TokenizerError(f"{path}: no text to train a tokenizer on; check the transcripts of the training set")
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=2 + sum(map(len, lines)) if closed else vocab_size,
+            use_all_vocab=closed,
+            hard_vocab_limit=not closed,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 20,
+            pad_id=0,
+            pad_piece=BLANK_PIECE,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise TokenizerError(f"{path}: {_explain(str(error), vocab_size)}") from None
+    tokenizer = Tokenizer.from_bytes(model.getvalue())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(model.getvalue())
+    aside.replace(path)
+    return tokenizer
+
+
+def _explain(message: str, vocab_size: int | None) -> str:
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"vocab_size {vocab_size} is too large for this text; the largest possible is {largest[1]}"
+    if smallest := re.search(r"smaller than required_chars\D+\d+ vs (\d+)", message):
+        return (
+            f"vocab_size {vocab_size} is too small for this text's characters; the smallest possible is {smallest[1]}"
+        )
+    return f"sentencepiece cannot train on this text: {message}"
