@@ -1,0 +1,107 @@
+"""What a frame may see: the chunk context, and how dynamic chunk training draws one (arXiv 2409.07165)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sumix_stream.config import ChunkConfig
+from sumix_stream.timebase import Timebase, parse_duration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Stands for "whole utterance" and "unlimited" inside per-utterance tensors, which cannot hold None:
+# every chunk size past an utterance's length means the same.
+BEYOND_ANY_LENGTH = 2**30
+
+
+@dataclass(frozen=True)
+class ChunkContext:
+    """Frame t sees every valid frame of its own chunk and of the `left_context` chunks before it, never a later chunk.
+
+    chunk_size: encoder frames; None = the whole utterance is one chunk.
+    left_context: chunks; None = unlimited.
+    In training both may be int64 tensors of shape (B,): one context for each utterance of a batch.
+    """
+
+    chunk_size: int | Tensor | None
+    left_context: int | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("chunk_size", 1), ("left_context", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or (isinstance(value, int) and value < least):
+                raise ValueError(f"{name} must be an integer >= {least} or None, got {value!r}")
+
+    @classmethod
+    def full(cls) -> ChunkContext:
+        """Every frame sees the whole utterance."""
+        return cls(None, None)
+
+    @classmethod
+    def parse(cls, text: str | int, left_context: int | None = None, timebase: Timebase | None = None) -> ChunkContext:
+        """Read a chunk size as written on command lines: `full`, `640ms`, `0.64s`, `16` (encoder frames).
+
+        Raises ValueError for anything else, and for a duration that is no whole number of encoder frames
+        (naming the two nearest that are).
+        """
+        if isinstance(text, int):
+            return cls(text, left_context)
+        word = text.strip().lower()
+        if word == "full":
+            return cls(None, left_context)
+        if word == "dynamic":
+            raise ValueError(
+                "chunk size 'dynamic' is for training only; decode with full, 640ms or 16 (encoder frames)"
+            )
+        if word.isdigit():
+            return cls(int(word), left_context)
+        try:
+            seconds = parse_duration(word)
+        except ValueError:
+            raise ValueError(
+                f"chunk size must be full, a duration (640ms, 0.64s) or encoder frames (16), got {text!r}"
+            ) from None
+        return cls((timebase or Timebase()).encoder_frames(seconds), left_context)
+
+    def __str__(self) -> str:
+        left = "unlimited" if self.left_context is None else f"{self.left_context} chunks"
+        return "full" if self.chunk_size is None else f"{self.chunk_size} frames, left {left}"
+
+
+class ChunkSampler:
+    """Draws the context of each training step; the same on every rank, and again after a resume.
+
+    Args:
+        config: the distribution.
+        seed: of the run; together with the step it determines the draw.
+    """
+
+    def __init__(self, config: ChunkConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def draw(self, step: int, batch_size: int | None = None) -> ChunkContext:
+        """Context of a step: one for the batch, or one for each of `batch_size` utterances if so configured."""
+        rng = random.Random(f"chunk context {self.seed} {step}")
+        if not self.config.per_utterance or batch_size is None:
+            return ChunkContext(*self._draw_one(rng))
+        import torch
+
+        pairs = [self._draw_one(rng) for _ in range(batch_size)]
+        columns = [
+            torch.tensor([BEYOND_ANY_LENGTH if value is None else value for value in column])
+            for column in zip(*pairs, strict=True)
+        ]
+        return ChunkContext(*columns)
+
+    def _draw_one(self, rng: random.Random) -> tuple[int | None, int | None]:
+        config = self.config
+        if rng.random() < config.full_probability:
+            return None, None
+        chunk_size = rng.randint(config.min_chunk, config.max_chunk)
+        if rng.random() < config.limited_left_probability:
+            return chunk_size, rng.randint(config.min_left, config.max_left)
+        return chunk_size, None

@@ -1,0 +1,37 @@
+"""LSTM predictor: the transducer's language side. B batch, U tokens, P channels."""
+
+import torch
+from torch import Tensor, nn
+
+from sumix_stream.config import PredictorConfig
+from sumix_stream.nn.states import PredictorState
+
+
+class LstmPredictor(nn.Module):
+    """Embedding and LSTM over the tokens emitted so far; blank is the start symbol."""
+
+    def __init__(self, config: PredictorConfig, vocab_size: int, blank_id: int = 0) -> None:
+        super().__init__()
+        self.blank_id = blank_id
+        self.embedding = nn.Embedding(vocab_size, config.embed_dim)
+        self.lstm = nn.LSTM(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def dim(self) -> int:
+        return self.lstm.hidden_size
+
+    def init_state(self, batch_size: int) -> PredictorState:
+        return PredictorState.init(batch_size, self.lstm.num_layers, self.dim, self.embedding.weight.device)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, U) -> (B, U + 1, P): row u has seen the start symbol and the first u tokens."""
+        start = tokens.new_full((tokens.shape[0], 1), self.blank_id)
+        y, _ = self.lstm(self.dropout(self.embedding(torch.cat([start, tokens], dim=1))))
+        return self.dropout(y)
+
+    def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
+        """One more token for each stream, (B,) -> (B, P); begin with `blank_id`."""
+        past = tuple(part.transpose(0, 1).contiguous() for part in state)
+        y, past = self.lstm(self.embedding(tokens).unsqueeze(1), past)
+        return y.squeeze(1), PredictorState(*(part.transpose(0, 1) for part in past))
