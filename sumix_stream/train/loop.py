@@ -1,0 +1,352 @@
+"""The training loop.
+
+No step waits for the device: measures stay there until the next log interval, and an update whose gradient is not
+finite is skipped by the fused optimiser itself, which reads a flag on the device. A loss that is not finite turns every
+gradient of its process into nan, and the averaging of gradients spreads it, so that all processes skip the same steps
+without a word more between them.
+"""
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from sumix_stream.config import RecipeConfig
+from sumix_stream.config_reader import to_dict
+from sumix_stream.data.batches import Batch
+from sumix_stream.losses.transducer import TransducerLoss, loss_scales
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn.chunking import ChunkContext, ChunkSampler
+from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.train import state as run_state
+from sumix_stream.train.interrupt import Interrupts
+from sumix_stream.train.metrics import LOGGER, RunLog, StepBuffer, StepReport
+from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
+from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.state import TrainerState
+
+
+class Loader(Protocol):
+    """Batches of an epoch, fixed by (epoch, index); `skip` begins at a batch without reading any before."""
+
+    def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
+
+
+class Validation(Protocol):
+    """What a validation returns: word error rate as a fraction, and a line about it."""
+
+    wer: float
+
+    def summary(self) -> str: ...
+
+
+class FitResult(NamedTuple):
+    """How a run ended."""
+
+    step: int  # steps done
+    wer: float | None  # of the last validation, a fraction
+    signum: int | None  # the signal that stopped it, None when it reached max_steps
+
+
+class DivergenceError(ArithmeticError):
+    """Too many steps in a row had a loss or gradient that is not finite; says what to change."""
+
+
+class Trainer:
+    """Trains a transducer as a recipe says.
+
+    Args:
+        recipe: everything but the data; `train.exp_dir` receives checkpoints and logs.
+        loader: of the training set, for this process (`fabric.global_rank` of `fabric.world_size`).
+        validate: called with the model in evaluation mode, on the first process only; None = no validation.
+        fabric: already launched; None makes one from the recipe.
+
+    Raises:
+        ValueError: a chunk size is no whole number of encoder frames, or the strategy does not keep whole weights on
+            each device.
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeConfig,
+        model: Transducer,
+        tokenizer: Tokenizer,
+        loader: Loader,
+        validate: Callable[[Transducer], Validation] | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
+        config = recipe.train
+        self.recipe = recipe
+        self.config = config
+        self.exp_dir = Path(config.exp_dir)
+        self.tokenizer = tokenizer
+        self.loader = loader
+        self.validate = validate
+        self.fabric = fabric or make_fabric(config)
+        self.model = model
+        self.peak_rate = config.learning_rate or default_learning_rate(recipe.model.encoder.dim)
+        self._contexts = self._fixed_context = None
+        if config.chunk_size == "dynamic":
+            self._contexts = ChunkSampler(recipe.chunks, config.seed)
+        else:
+            self._fixed_context = self._parse_context("chunk_size", config.left_context)
+        self._parse_context("valid_chunk_size", config.valid_left_context)  # now, not at the first validation
+        self.optimizer = make_optimizer(model, config)
+        self.state = TrainerState()
+        self._wer: float | None = None
+
+    def fit(self, resume: bool = True) -> FitResult:
+        """Train up to `train.max_steps`, from the last checkpoint in the experiment directory if `resume`.
+
+        Without `resume` the outputs of an earlier run are moved to `previous-N`. SIGINT and SIGTERM finish the step,
+        save, and return. A resumed run repeats what an uninterrupted one does, bit for bit on the CPU.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be read or written.
+            DivergenceError: `train.max_bad_steps` steps in a row were skipped. The last checkpoint stays.
+        """
+        saved_recipe = None
+        if resume:
+            saved_recipe = self._restore()
+        elif self.fabric.is_global_zero:
+            run_state.set_aside(self.exp_dir)
+        self.fabric.barrier()
+        self._wrapped, self._fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self._buffer = StepBuffer(self.fabric)
+        self._log = RunLog(self.exp_dir, self.fabric, step=self.state.step, max_steps=self.config.max_steps)
+        try:
+            with Interrupts() as interrupts:
+                self._announce(saved_recipe)
+                self._train(interrupts)
+        finally:
+            self._log.close()
+        return FitResult(self.state.step, self._wer, interrupts.signum)
+
+    def _train(self, interrupts: Interrupts) -> None:
+        config, state = self.config, self.state
+        batches = self._batches()
+        self.model.train()
+        while state.step < config.max_steps:
+            self._step([next(batches) for _ in range(config.accumulate)])
+            self._log.advance()
+            done = state.step == config.max_steps
+            validating = self.validate is not None and (done or state.step % config.valid_interval == 0)
+            save = validating or done or state.step % config.save_interval == 0
+            if save or state.step % config.log_interval == 0:
+                self._report()
+            if self._must_stop(interrupts):
+                self._report()
+                self._save(wer=None)
+                name = signal.Signals(interrupts.signum).name if interrupts.signum else "a signal to another process"
+                LOGGER.info(f"stopped by {name} after step {state.step}; the same command again resumes from there")
+                return
+            if validating:
+                try:
+                    with interrupts.immediate() if self.fabric.world_size == 1 else nullcontext():
+                        self._validate()
+                except KeyboardInterrupt:
+                    self._save(wer=None)
+                    LOGGER.info(
+                        f"stopped while validating step {state.step}; the same command again resumes from there"
+                    )
+                    return
+            if save:
+                self._save(self._wer if validating else None)
+                self._log.restart_clock()
+
+    def _step(self, batches: list[Batch]) -> None:
+        """One update from one or more batches."""
+        config, state, fabric = self.config, self.state, self.fabric
+        torch.manual_seed(step_seed(config.seed, state.step, fabric.global_rank))
+        rate = learning_rate_at(state.step, self.peak_rate, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        scales = loss_scales(state.step, self.recipe.loss)
+        losses: list[TransducerLoss] = []
+        for index, batch in enumerate(batches):
+            context = self._context(state.step * config.accumulate + index, len(batch.ids))
+            batch = batch.to(fabric.device)
+            with fabric.no_backward_sync(self._wrapped, enabled=index < len(batches) - 1):
+                loss: TransducerLoss = self._wrapped(
+                    batch.feats,
+                    batch.feat_lengths,
+                    batch.tokens,
+                    batch.token_lengths,
+                    context,
+                    scales,
+                    self.recipe.loss,
+                )
+                total = loss.total * torch.where(loss.total.isfinite(), 1.0, torch.nan)
+                fabric.backward(total / len(batches))
+            losses.append(loss)
+        norm = fabric.clip_gradients(
+            self._wrapped, self._fabric_optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+        )
+        skipped = ~norm.isfinite()
+        if config.precision != "16-mixed":  # there the gradient scaler sets it
+            self.optimizer.found_inf = skipped.float()
+        self._fabric_optimizer.step()
+        self._fabric_optimizer.zero_grad()
+        state.step += 1
+        self._buffer.add(
+            state.step,
+            losses,
+            [name for batch in batches for name in batch.ids],
+            grad_norm=norm,
+            skipped=skipped,
+            seconds=sum(batch.seconds for batch in batches),
+            learning_rate=rate,
+            context=_describe(context),
+        )
+
+    def _parse_context(self, name: str, left_context: int | None) -> ChunkContext:
+        try:
+            return ChunkContext.parse(getattr(self.config, name), left_context, self.model.timebase)
+        except ValueError as error:
+            raise ValueError(f"train.{name}: {error}") from None
+
+    def _context(self, draw: int, batch_size: int) -> ChunkContext:
+        if self._contexts is None:
+            return self._fixed_context
+        context = self._contexts.draw(draw, batch_size)
+        if not isinstance(context.chunk_size, torch.Tensor):
+            return context
+        device = self.fabric.device
+        return ChunkContext(
+            context.chunk_size.to(device, non_blocking=True), context.left_context.to(device, non_blocking=True)
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches without end, from where the state stands, which moves on with each."""
+        state = self.state
+        while True:
+            first, seconds = state.batch, 0.0
+            for batch in self.loader.epoch_batches(state.epoch, skip=first):
+                state.batch = batch.index + 1
+                seconds += batch.seconds
+                yield batch
+            if state.batch == 0:
+                raise ValueError("the training set gives no batch: check data.train_cuts, and the utterances left out")
+            if state.epoch == 0 and first == 0:
+                LOGGER.info(f"the first epoch had {seconds / 3600:.2f} hours in {state.batch} batches for this process")
+            state.epoch, state.batch = state.epoch + 1, 0
+
+    def _report(self) -> None:
+        """Fetch and write the measures of the steps since the last time; stop a run that has diverged."""
+        reports = self._buffer.fetch()
+        self._log.steps(reports, self.config.max_steps)
+        self.state.audio_seconds += sum(report.seconds for report in reports)
+        for report in reports:
+            self.state.bad_steps = self.state.bad_steps + 1 if report.skipped else 0
+            if self.state.bad_steps >= self.config.max_bad_steps:
+                raise DivergenceError(self._advice(report))
+
+    def _advice(self, report: StepReport) -> str:
+        last = run_state.latest_checkpoint(self.exp_dir)
+        remedies = [
+            f"a lower train.learning_rate (now {self.peak_rate:.2g} at its peak)",
+            f"longer loss.warmup_steps (now {self.recipe.loss.warmup_steps})",
+        ]
+        if self.config.precision == "16-mixed":
+            remedies.append("train.precision bf16-mixed or 32-true")
+        if report.bad_ids:
+            remedies.append(
+                f"leaving out {', '.join(report.bad_ids[:5])} if the log names the same ones again and again"
+            )
+        return (
+            f"stopped at step {report.step}: {self.state.bad_steps} updates in a row had a loss or gradient that "
+            f"is not finite. Try {'; '.join(remedies)}. The weights of {last or 'no checkpoint yet'} are good."
+        )
+
+    def _must_stop(self, interrupts: Interrupts) -> bool:
+        """Whether a signal came. Several processes agree at log intervals, where they wait for each other anyway."""
+        if self.fabric.world_size == 1:
+            return interrupts.signum is not None
+        if self.state.step % self.config.log_interval:
+            return False
+        flag = torch.tensor(float(interrupts.signum is not None), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
+
+    def _validate(self) -> None:
+        """Word error rate by the first process; the others wait for it."""
+        wer = 0.0
+        if self.fabric.is_global_zero:
+            self.model.eval()
+            try:
+                with torch.no_grad():
+                    result = self.validate(self.model)
+            finally:
+                self.model.train()
+            wer = float(result.wer)
+            self._log.validation(self.state.step, wer, result.summary())
+        self._wer = self.fabric.broadcast(wer)
+
+    def _save(self, wer: float | None) -> None:
+        if self.fabric.is_global_zero:
+            run_state.save_checkpoint(
+                self.exp_dir,
+                self.state,
+                self.model,
+                self.tokenizer,
+                self.optimizer,
+                self.recipe,
+                wer=wer,
+                precision=self.fabric.strategy.precision.state_dict(),
+            )
+        self.fabric.barrier()
+
+    def _restore(self) -> dict | None:
+        """Continue from the last checkpoint, if there is one; the recipe it was written with."""
+        directory = run_state.latest_checkpoint(self.exp_dir)
+        if directory is None:
+            return None
+        self.model.to(self.fabric.device)
+        self.state, description = run_state.load_checkpoint(directory, self.model, self.optimizer)
+        if description.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(description["precision"])
+        self._wer = description.get("wer")
+        return description.get("recipe") or {}
+
+    def _announce(self, saved_recipe: dict | None) -> None:
+        config, state = self.config, self.state
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        rate = f"{self.peak_rate:.2g}" + ("" if config.learning_rate else " (default for this width)")
+        LOGGER.info(
+            f"model: {parameters / 1e6:.2f} M parameters, {self.model.vocab_size} tokens; "
+            f"device: {self.fabric.device} x {self.fabric.world_size}; precision: {config.precision}; "
+            f"chunks: {config.chunk_size}"
+        )
+        LOGGER.info(
+            f"steps: {config.max_steps}, each {config.accumulate} x {self.recipe.data.max_duration:g} s of audio x "
+            f"{self.fabric.world_size} process(es); peak learning rate: {rate}; output: {self.exp_dir}"
+        )
+        if saved_recipe is not None:
+            LOGGER.info(f"resuming after step {state.step} (epoch {state.epoch}, batch {state.batch})")
+            for change in _changes(saved_recipe, to_dict(self.recipe)):
+                LOGGER.info(f"the recipe has changed since: {change}")
+        if state.step >= config.max_steps:
+            LOGGER.info(f"nothing to do: train.max_steps is {config.max_steps}; raise it to go on")
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a training step's dropout on one process, so that a resumed run draws the same."""
+    return random.Random(f"dropout {seed} {step} {rank}").getrandbits(63)
+
+
+def _describe(context: ChunkContext) -> str:
+    return "one for each utterance" if isinstance(context.chunk_size, torch.Tensor) else str(context)
+
+
+def _changes(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+    """`train.max_steps 6 -> 12` for each value that differs."""
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} {before} -> {after}"

@@ -1,0 +1,154 @@
+"""What a run needs to go on exactly where it stopped, and which checkpoints are kept.
+
+Beside the model (sumix_stream.model.checkpoint) a step directory holds `optimizer.safetensors`, whose tensors are named
+`exp_avg/encoder...`, and `trainer.yaml`: position in the data, error rate, loss scale of fp16, the recipe.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sumix_stream.config import RecipeConfig
+from sumix_stream.config_reader import to_dict
+from sumix_stream.model import checkpoint
+from sumix_stream.model.checkpoint import CheckpointError
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.tokenizer import Tokenizer
+
+OPTIMIZER = "optimizer.safetensors"
+TRAINER = "trainer.yaml"
+KEEP_LAST = 2  # should the last one be damaged, the one before it serves
+_OUTPUTS = ("checkpoints", "best.txt", "last.txt", "metrics.jsonl", "train.log", "tensorboard")
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands. Every random draw is a function of these and the seed, so no generator state is kept."""
+
+    step: int = 0  # training steps done
+    epoch: int = 0
+    batch: int = 0  # index in the epoch of the next batch
+    bad_steps: int = 0  # consecutive skipped updates up to now
+    audio_seconds: float = 0.0  # trained on, over all processes
+
+
+def save_checkpoint(
+    exp_dir: Path,
+    state: TrainerState,
+    model: Transducer,
+    tokenizer: Tokenizer,
+    optimizer: torch.optim.Optimizer,
+    recipe: RecipeConfig,
+    *,
+    wer: float | None = None,
+    precision: dict[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint of `state.step`, point `last` at it and `best` at the best, and remove those not kept.
+
+    Kept are the last two and the `train.keep_best` of lowest validation error rate `wer`. A step already saved is left
+    as it is.
+
+    Raises:
+        CheckpointError: it could not be written; the earlier ones are intact.
+    """
+    path = checkpoint.step_directory(exp_dir, state.step)
+
+    def write(directory: Path) -> None:
+        checkpoint.save_model(directory, model, tokenizer, extra={"step": state.step, "wer": wer})
+        checkpoint.save_tensors(directory / OPTIMIZER, optimizer_tensors(model, optimizer))
+        description = {"state": asdict(state), "wer": wer, "precision": precision or {}, "recipe": to_dict(recipe)}
+        checkpoint.save_yaml(directory / TRAINER, description)
+
+    if not path.exists():
+        checkpoint.write_directory_atomically(path, write)
+    checkpoint.point(exp_dir, "last", state.step)
+    best = ranking(exp_dir)[: recipe.train.keep_best]
+    if best:
+        checkpoint.point(exp_dir, "best", best[0][1])
+    saved = checkpoint.step_directories(exp_dir)
+    for step in set(saved) - set(sorted(saved)[-KEEP_LAST:]) - {step for _, step in best}:
+        shutil.rmtree(saved[step])
+    return path
+
+
+def load_checkpoint(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[TrainerState, dict[str, Any]]:
+    """Put a checkpoint's weights into `model` and its moments into `optimizer`; the state and the rest of trainer.yaml.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not fit the model.
+    """
+    description = checkpoint.load_yaml(directory / TRAINER)
+    try:
+        state = TrainerState(**description["state"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / TRAINER} does not describe a run ({error}): remove {directory} to resume from an earlier one"
+        ) from error
+    checkpoint.load_weights(model, directory)
+    path = directory / OPTIMIZER
+    load_optimizer_tensors(model, optimizer, checkpoint.load_tensors(path), path)
+    return state, description
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by name: `exp_avg/encoder.layers.0...`, `step/...`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Inverse of `optimizer_tensors`, onto the parameters' devices. `path` is named in the CheckpointError."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, value in tensors.items():
+        key, _, owner = name.partition("/")
+        parameter = parameters.get(owner)
+        if parameter is None or (value.ndim and value.shape != parameter.shape):
+            raise CheckpointError(
+                f"{path} does not fit the model at {name}: remove {path.parent} or use another --exp-dir"
+            )
+        optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def latest_checkpoint(exp_dir: Path) -> Path | None:
+    """The checkpoint a run resumes from, None when there is none."""
+    return next(reversed(checkpoint.step_directories(exp_dir).values()), None)
+
+
+def ranking(exp_dir: Path) -> list[tuple[float, int]]:
+    """(validation word error rate, step) of the checkpoints there, best first; of equals the later one."""
+    ranked = []
+    for step, path in checkpoint.step_directories(exp_dir).items():
+        try:
+            wer = checkpoint.load_yaml(path / TRAINER).get("wer")
+        except CheckpointError:
+            continue
+        if wer is not None:
+            ranked.append((float(wer), step))
+    return sorted(ranked, key=lambda item: (item[0], -item[1]))
+
+
+def set_aside(exp_dir: Path) -> Path | None:
+    """Move the outputs of an earlier run to `previous-N` in the same directory; None when there are none."""
+    outputs = [path for name in _OUTPUTS if (path := Path(exp_dir) / name).exists()]
+    if not outputs:
+        return None
+    number = 1
+    while (target := Path(exp_dir) / f"previous-{number}").exists():
+        number += 1
+    target.mkdir()
+    for path in outputs:
+        path.rename(target / path.name)
+    return target

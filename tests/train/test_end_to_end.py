@@ -1,0 +1,185 @@
+"""The real model in the trainer, and the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from train.fakes import fake_recipe
+
+from sumix_stream.config import ChunkConfig, EncoderConfig, LossConfig, ModelConfig, PredictorConfig
+from sumix_stream.config_reader import to_dict
+from sumix_stream.data import Batch
+from sumix_stream.model.build import build_model
+from sumix_stream.model.checkpoint import load_model, step_directories
+from sumix_stream.tokenizer import Tokenizer, train_tokenizer
+from sumix_stream.train.loop import Trainer
+
+SMALL = ModelConfig(
+    encoder=EncoderConfig(dim=32, num_layers=1, ffn_dim=32, num_heads=2, conv_kernel=3, subsampling_channels=4),
+    predictor=PredictorConfig(embed_dim=16, hidden_dim=16),
+    joiner_dim=16,
+)
+WORDS = ["one", "two", "three", "four"]
+
+
+def pattern(token: int) -> torch.Tensor:
+    """What a word looks like, (24, 80): six encoder frames."""
+    return torch.randn(24, 80, generator=torch.Generator().manual_seed(token)) * 2
+
+
+class PatternLoader:
+    """Random strings of words, each spoken as its pattern; the last utterance has more tokens than frames."""
+
+    def epoch_batches(self, epoch, skip=0):
+        for index in range(skip, 20):
+            generator = torch.Generator().manual_seed(epoch * 100 + index)
+            tokens = torch.randint(2, 2 + len(WORDS), (4, 3), generator=generator)
+            feats = torch.stack([torch.cat([pattern(int(t)) for t in row]) for row in tokens])
+            feats += 0.1 * torch.randn(feats.shape, generator=generator)
+            lengths = torch.tensor([72, 72, 72, 8])
+            feats[3, 8:] = 0
+            ids = [f"{epoch}-{index}-{i}" for i in range(4)]
+            yield Batch(index, feats, lengths, tokens, torch.full((4,), 3), ids, [""] * 4, seconds=2.24)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    train_tokenizer([" ".join(WORDS)], tmp_path / "tokenizer.model", 8, "word")
+    return Tokenizer.load(tmp_path / "tokenizer.model")
+
+
+def losses(exp_dir):
+    lines = [json.loads(line) for line in (exp_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_the_real_model_learns_resumes_and_loads(tmp_path, tokenizer):
+    def train(exp_dir, max_steps, interrupt_at=None):
+        recipe = fake_recipe(tmp_path / exp_dir, max_steps=max_steps, log_interval=10)
+        recipe = replace(recipe, loss=LossConfig(rnnt_type="modified"))  # at most one token a frame
+        loader = PatternLoader()
+        if interrupt_at:
+            batches = loader.epoch_batches
+
+            def epoch_batches(epoch, skip=0):
+                for batch in batches(epoch, skip):
+                    if batch.index == interrupt_at - 1:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    yield batch
+
+            loader.epoch_batches = epoch_batches
+        trainer = Trainer(recipe, build_model(SMALL, tokenizer.vocab_size), tokenizer, loader)
+        trainer.fit()
+        return trainer
+
+    straight = train("straight", 60)
+    curve = losses(tmp_path / "straight")
+    assert np.mean(curve[-5:]) < 0.5 * np.mean(curve[:5])
+    train("stopped", 60, interrupt_at=7)
+    assert len(losses(tmp_path / "stopped")) == 7
+    train("stopped", 60)
+    assert losses(tmp_path / "stopped") == curve
+    assert "left out, more tokens than frames allow: 0-0-3" in (tmp_path / "straight" / "train.log").read_text()
+    loaded, loaded_tokenizer = load_model(tmp_path / "stopped")
+    expected = straight.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    assert loaded_tokenizer.to_bytes() == tokenizer.to_bytes()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("per_utterance", [False, True], ids=["one context", "context each"])
+def test_the_real_model_trains_in_half_precision_and_mixed_contexts(tmp_path, tokenizer, precision, per_utterance):
+    recipe = fake_recipe(tmp_path, max_steps=12, precision=precision)
+    recipe = replace(recipe, chunks=ChunkConfig(per_utterance=per_utterance, min_chunk=2, max_chunk=6))
+    trainer = Trainer(recipe, build_model(SMALL, tokenizer.vocab_size), tokenizer, PatternLoader())
+    trainer.fit()
+    curve = losses(tmp_path)
+    assert all(isinstance(loss, float) for loss in curve)
+    assert curve[-1] < 0.8 * curve[0]
+    assert all(value.dtype == torch.float32 for value in trainer.model.state_dict().values())
+
+
+def door(*arguments, **options):
+    command = [sys.executable, str(ROOT / "bin" / "train"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """A folder as `prepare` makes it: beeps for words."""
+    from sumix_stream.data.corpus import make_cut, write_cuts, write_flac, write_stats, write_tokenizer
+
+    generator = np.random.default_rng(0)
+    cuts = []
+    for i in range(24):
+        words = generator.integers(0, len(WORDS), 2)
+        clock = np.arange(8000) / 16_000
+        samples = np.concatenate([0.3 * np.sin(2 * np.pi * 300 * (1 + word) * clock) for word in words])
+        samples = (samples + 0.01 * generator.standard_normal(len(samples))).astype(np.float32)
+        path = tmp_path / f"{i}.flac"
+        cuts.append(make_cut(f"beep-{i}", path, write_flac(path, samples), " ".join(WORDS[w] for w in words), "me"))
+    write_cuts(cuts, tmp_path / "cuts_train.jsonl.gz")
+    write_cuts(cuts[:4], tmp_path / "cuts_valid.jsonl.gz")
+    write_tokenizer(tmp_path, 8, "word")
+    write_stats(tmp_path)
+    recipe = {
+        "model": to_dict(SMALL),
+        "data": {"train_cuts": ["cuts_train.jsonl.gz"], "valid_cuts": ["cuts_valid.jsonl.gz"], "max_duration": 6.0},
+        "tokenizer": {"path": "tokenizer.model"},
+        "train": {"exp_dir": "exp", "max_steps": 400, "log_interval": 2, "accelerator": "cpu"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.slow
+def test_the_command_trains_stops_and_resumes(recipe_file):
+    exp_dir = recipe_file.parent / "exp"
+    command = [sys.executable, str(ROOT / "bin" / "train"), "--config", str(recipe_file), "--chunk-size", "dynamic"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not ((exp_dir / "metrics.jsonl").exists() and losses(exp_dir)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "the same command again resumes" in stderr
+    done = len(losses(exp_dir))
+    assert list(step_directories(exp_dir)) == [done]
+    more = done + 4
+    again = door("--config", recipe_file, "--train.max_steps", more, "--train.valid_chunk_size=320ms")
+    assert again.returncode == 0, again.stderr
+    assert f"resuming after step {done}" in again.stderr and "validation WER" in again.stderr
+    assert len(losses(exp_dir)) == more
+    assert (exp_dir / "best.txt").read_text() == f"checkpoints/step-{more:08d}\n"
+    weights = exp_dir / "checkpoints" / f"step-{more:08d}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    damaged = door("--config", recipe_file, "--train.max_steps", more + 1)
+    assert damaged.returncode == 1
+    assert damaged.stderr.splitlines()[-1].startswith(f"train: {weights} is damaged or truncated")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--chunk-sise", "16"], "unknown option --chunk-sise; did you mean --chunk-size?"),
+        (["--train.max_stesp", "10"], "unknown key 'max_stesp' in train; did you mean 'max_steps'?"),
+        (["--train.max_steps"], "--train.max_steps needs a value"),
+        (["--train.max_steps", "many"], "train.max_steps"),
+        (["--config", "no/such/recipe.yaml"], "no/such/recipe.yaml"),
+        (["stray"], "unknown option stray"),
+    ],
+)
+def test_the_command_refuses(arguments, message, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("train: {max_steps: 5}\n")
+    done = door("--config", tmp_path / "recipe.yaml", *arguments)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "exp").exists()
