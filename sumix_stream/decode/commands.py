@@ -1,0 +1,141 @@
+"""What bin/decode and bin/stream_decode do once their arguments are read: print, write reports, return an exit code."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from lhotse import CutSet
+from tqdm import tqdm
+
+from sumix_stream.audio import read_audio
+from sumix_stream.data.cuts import load_cuts, read_valid
+from sumix_stream.decode.evaluate import Evaluation, OnUtterance, masked_wer, streaming_wer
+from sumix_stream.decode.exactness import exactness_grid
+from sumix_stream.decode.live import play_words
+from sumix_stream.decode.recognizer import Recognizer
+from sumix_stream.decode.scoring import write_report
+from sumix_stream.nn.chunking import ChunkContext
+
+BAD_INPUT = 2  # exit code
+
+
+def report_directory(checkpoint: str, manifest: Path, context: ChunkContext, suffix: str = "") -> Path:
+    """Where a report goes unless told otherwise: beside the checkpoint, named after manifest and context."""
+    beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    chunk = "full" if context.chunk_size is None else f"chunk{context.chunk_size}"
+    left = "" if context.left_context is None else f"-left{context.left_context}"
+    return beside / "decode" / f"{manifest.name.split('.')[0]}-{chunk}{left}{suffix}"
+
+
+def score_streaming(
+    recognizer: Recognizer, manifest: Path, context: ChunkContext, out: Path, num_streams: int, push_seconds: float
+) -> int:
+    """Decode a manifest as live streams; print figures and write the report."""
+    with _progress(load_cuts(manifest)) as (cuts, advance):
+        evaluation = streaming_wer(
+            recognizer.model,
+            recognizer.tokenizer,
+            read_valid(cuts),
+            context,
+            num_streams=num_streams,
+            push_seconds=push_seconds,
+            on_utterance=advance,
+        )
+    return _report(evaluation, manifest, out)
+
+
+def score_masked(recognizer: Recognizer, manifest: Path, context: ChunkContext, out: Path, batch_size: int) -> int:
+    """Decode a manifest in whole utterances; print figures and write the report."""
+    with _progress(load_cuts(manifest)) as (cuts, advance):
+        evaluation = masked_wer(
+            recognizer.model,
+            recognizer.tokenizer,
+            read_valid(cuts),
+            context,
+            batch_size=batch_size,
+            on_utterance=advance,
+        )
+    return _report(evaluation, manifest, out)
+
+
+def print_text(recognizer: Recognizer, paths: Sequence[Path], context: ChunkContext, times: bool) -> int:
+    """Print the text of each file, with `times` one word a line at its time."""
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        hypothesis = recognizer.transcribe((samples, sample_rate), context)
+        print(f"{path}: {hypothesis.text}")
+        for word in recognizer.words(hypothesis) if times else []:
+            print(f"  {word.start:8.2f} s  {word.text}")
+        return True
+
+    return _each_file(paths, one)
+
+
+def print_live(
+    recognizer: Recognizer, paths: Sequence[Path], context: ChunkContext, push_seconds: float, realtime: bool
+) -> int:
+    """Print words as they come: how much has been heard, then each new word after its own time."""
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        model_rate = recognizer.model.timebase.sample_rate
+        resampled = "" if sample_rate == model_rate else f", resampled to {model_rate} Hz"
+        print(f"{path}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{resampled}; heard | time and word")
+        stream = recognizer.stream(context)
+        for heard, words in play_words(recognizer, stream, samples, sample_rate, push_seconds, realtime):
+            print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
+        print(f"{path}: {stream.result().text}")
+        return True
+
+    return _each_file(paths, one)
+
+
+def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
+    """Print the grid of differences between streaming and masked forward; exit code 1 if one is too large."""
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        print(f"{path}: {len(samples) / sample_rate:.2f} s; C encoder frames of a chunk, L chunks of left context")
+        grid = exactness_grid(recognizer.model, recognizer.tokenizer, samples, sample_rate)
+        print("\n".join(map(str, grid)))
+        holds = all(cell.holds for cell in grid)
+        print(
+            f"largest difference {max(cell.max_difference for cell in grid):.2e}: {'exact' if holds else 'NOT EXACT'}"
+        )
+        return holds
+
+    return _each_file(paths, one)
+
+
+def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], bool]) -> int:
+    """Call `one` with every file that can be read; name the others. Exit code: 0, 1 if any call said no, 2 if a file
+    was bad."""
+    code = 0
+    for path in paths:
+        try:
+            samples, sample_rate = read_audio(path)
+        except ValueError as error:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            code = BAD_INPUT
+            continue
+        if not one(path, samples, sample_rate):
+            code = max(code, 1)
+    return code
+
+
+def _report(evaluation: Evaluation, manifest: Path, out: Path) -> int:
+    if not evaluation.word_errors.utterances:
+        raise ValueError(f"{manifest}: none of its utterances could be read; see the reasons above")
+    report = write_report(out, evaluation.word_errors, {"cuts": str(manifest), **evaluation.to_dict()})
+    print(evaluation.summary())
+    print(f"report {report}")
+    return 0
+
+
+@contextmanager
+def _progress(cuts: CutSet) -> Iterator[tuple[CutSet, OnUtterance]]:
+    """A progress bar over the cuts' audio, on a terminal only."""
+    total = sum(cut.duration for cut in cuts)
+    form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(total=total, unit=" s", bar_format=form, disable=None) as bar:
+        yield cuts, lambda utterance, _: bar.update(utterance.duration)

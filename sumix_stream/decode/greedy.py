@@ -1,0 +1,125 @@
+"""Greedy transducer search over batches of streams, looping over emitted labels instead of frames.
+
+The predictor moves only when a label is emitted, so until then the joiner looks at a window of frames at once and
+jumps to the first that is not blank (label looping, arXiv 2406.06220). Each stream has its own place in time.
+
+B streams, T encoder frames, D channels, J joiner channels, V tokens, A streams still searching, W frames of a window.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn import states
+from sumix_stream.nn.states import PredictorState
+
+MAX_SYMBOLS = 5  # tokens a frame may emit before the search moves on: no real speech has more in 40 ms
+WINDOW = 8  # frames looked at together; tokens lie about so far apart
+
+
+class GreedyState(NamedTuple):
+    """What the search remembers of the tokens emitted so far: all it carries from chunk to chunk."""
+
+    projection: Tensor  # (B, J) predictor output in the joiner
+    predictor: PredictorState
+
+    @classmethod
+    def init(cls, model: Transducer, batch_size: int) -> "GreedyState":
+        """State of streams that have emitted nothing: the predictor has seen a blank."""
+        blanks = torch.full((batch_size,), model.blank_id, device=model.device)
+        return cls._advance(model, blanks, model.predictor.init_state(batch_size))
+
+    @classmethod
+    def _advance(cls, model: Transducer, tokens: Tensor, predictor: PredictorState) -> "GreedyState":
+        out, predictor = model.predictor.step(tokens, predictor)
+        return cls(model.joiner.project_predictor(out), predictor)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in states.tensors(self))
+
+    @staticmethod
+    def stack(parts: list["GreedyState"]) -> "GreedyState":
+        return states.stack(parts)
+
+    def unstack(self) -> list["GreedyState"]:
+        return states.unstack(self)
+
+
+class Emissions(NamedTuple):
+    """What one stream emitted, token by token."""
+
+    tokens: list[int]
+    frames: list[int]  # encoder frame of each token, counted from the first one given to the search
+    confidence: list[float]  # probability of each token at its frame
+
+
+@torch.inference_mode()
+def greedy_decode(
+    model: Transducer, enc: Tensor, lengths: Tensor, state: GreedyState | None = None, max_symbols: int = MAX_SYMBOLS
+) -> tuple[list[Emissions], GreedyState]:
+    """Most probable token, frame after frame.
+
+    Searching an utterance in pieces, handing the state on, gives the tokens of one search over the whole.
+
+    Args:
+        enc: (B, T, D) encoder frames; T may be 0.
+        lengths: (B,) valid frames.
+        state: of the same B streams after the frames before; None = start of the utterance.
+        max_symbols: tokens a frame may emit, >= 1.
+    Returns:
+        What each stream emitted, and the state after it.
+    """
+    if max_symbols < 1:
+        raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
+    batch_size, num_frames, _ = enc.shape
+    assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
+    state = state or GreedyState.init(model, batch_size)
+    frames = model.joiner.project_encoder(enc)  # (B, T, J)
+    window = torch.arange(min(WINDOW, num_frames), device=enc.device)
+    time = torch.zeros_like(lengths)
+    num_here = torch.zeros_like(lengths)  # tokens the stream's present frame has emitted
+    found: list[tuple[Tensor, ...]] = []
+    while (rows := (time < lengths).nonzero().squeeze(1)).numel():
+        index = time[rows, None] + window  # (A, W)
+        seen = frames[rows[:, None], index.clamp(max=num_frames - 1)]
+        logits = model.joiner.join(seen, state.projection[rows, None])  # (A, W, V)
+        best = logits.argmax(-1)
+        emits = (best != model.blank_id) & (index < lengths[rows, None])
+        any_emits = emits.any(1)
+        skipped = torch.where(any_emits, emits.int().argmax(1), len(window))
+        time[rows] += skipped
+        num_here[rows] *= skipped == 0
+        here = any_emits.nonzero().squeeze(1)
+        if not here.numel():
+            continue
+        rows, at = rows[here], skipped[here]
+        tokens = best[here, at]
+        confidence = logits[here, at].float().softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        found.append((rows, tokens, time[rows], confidence))
+        state = _emit(model, tokens, rows, state)
+        num_here[rows] += 1
+        time[rows] += num_here[rows] == max_symbols
+        num_here[rows] %= max_symbols
+    return _by_stream(found, batch_size), state
+
+
+def _emit(model: Transducer, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
+    """The predictor's step for the streams in `rows`; the others' state stays."""
+    if len(rows) == len(state.projection):
+        return GreedyState._advance(model, tokens, state.predictor)
+    before = states.map_states(lambda part: part[rows], state.predictor)
+    after = GreedyState._advance(model, tokens, before)
+    return states.map_states(lambda old, new: old.index_copy(0, rows, new.to(old.dtype)), state, after)
+
+
+def _by_stream(found: list[tuple[Tensor, ...]], batch_size: int) -> list[Emissions]:
+    """Sort what was found, round after round, into streams; each stream's rounds are in order of time."""
+    emissions = [Emissions([], [], []) for _ in range(batch_size)]
+    if found:
+        for row, *values in zip(*(torch.cat(column).tolist() for column in zip(*found, strict=True)), strict=True):
+            for column, value in zip(emissions[row], values, strict=True):
+                column.append(value)
+    return emissions

@@ -1,0 +1,43 @@
+"""Masked whole-utterance recognition: one forward under a chunk context, then the search over all of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sumix_stream.decode.greedy import Emissions, greedy_decode
+from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.features import fbank
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.tokenizer import Tokenizer
+
+
+@torch.inference_mode()
+def encode_masked(model: Transducer, waveforms: Sequence[np.ndarray], context: ChunkContext) -> tuple[Tensor, Tensor]:
+    """Encoder frames (B, T, D) and lengths (B,) of whole utterances: float32 (S,) each, at the model's sample rate.
+
+    Utterances too short for a feature frame have length 0.
+    """
+    feats = [fbank(samples) for samples in waveforms]
+    lengths = torch.tensor([len(x) for x in feats], device=model.device)
+    padded = pad_sequence(feats, batch_first=True).to(model.device)
+    if padded.shape[1] == 0:
+        return padded.new_zeros(len(feats), 0, model.config.encoder.dim), lengths
+    return model.encoder(padded, lengths, context)
+
+
+def transcribe_batch(
+    model: Transducer, tokenizer: Tokenizer, waveforms: Sequence[np.ndarray], context: ChunkContext
+) -> list[Hypothesis]:
+    """Recognise whole utterances (float32 (S,) each, at the model's sample rate) in one batch."""
+    emissions, _ = greedy_decode(model, *encode_masked(model, waveforms, context))
+    return [to_hypothesis(model, tokenizer, emitted) for emitted in emissions]
+
+
+def to_hypothesis(model: Transducer, tokenizer: Tokenizer, emitted: Emissions) -> Hypothesis:
+    """Text and times of what a search over a whole utterance emitted."""
+    seconds = [model.timebase.encoder_frame_time(frame) for frame in emitted.frames]
+    return Hypothesis(tokenizer.decode(emitted.tokens), list(emitted.tokens), seconds, list(emitted.confidence))
