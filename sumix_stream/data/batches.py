@@ -21,7 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from sumix_stream.config import DataConfig
 from sumix_stream.data.augment import SpecAugment, SpeedPerturb
-from sumix_stream.data.cuts import CutFilter, ManifestError, UtteranceError, cut_text, load_cuts, load_samples
+from sumix_stream.data.cuts import (
+    SAMPLE_RATE,
+    CutFilter,
+    ManifestError,
+    UtteranceError,
+    cut_text,
+    load_cuts,
+    load_samples,
+)
 from sumix_stream.features import BatchFbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
@@ -193,7 +201,7 @@ class _BatchMaker(Dataset):
             token_lengths=torch.tensor([len(t) for t in tokens]),
             ids=[cut.id for cut in kept],
             texts=texts,
-            seconds=int(num_samples.sum()) / 16_000,
+            seconds=int(num_samples.sum()) / SAMPLE_RATE,
         )
 
 

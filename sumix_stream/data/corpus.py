@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from sumix_stream.audio import read_audio
 from sumix_stream.features import NUM_BINS, fbank
+from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import train_tokenizer
 
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = Timebase().sample_rate
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +113,7 @@ def write_stats(out_dir: Path, max_seconds: float = 3600.0) -> None:
     """Write `stats.npz`: mean and std (80,) of the log-mel frames of the first `max_seconds` of the training cuts."""
     total, squares, num_frames, seconds = np.zeros(NUM_BINS), np.zeros(NUM_BINS), 0, 0.0
     cuts = CutSet.from_jsonl_lazy(out_dir / "cuts_train.jsonl.gz")
-    with tqdm(desc="feature statistics", unit="s", unit_scale=True, total=max_seconds) as progress:
+    with tqdm(desc="feature statistics", unit="s", unit_scale=True, total=max_seconds, disable=None) as progress:
         for cut in cuts:
             feats = fbank(read_audio(cut.recording.sources[0].source)[0]).double().numpy()
             total += feats.sum(0)
@@ -148,7 +149,7 @@ def read_librispeech_part(part_dir: Path) -> list[MonoCut]:
     if not transcripts:
         raise ValueError(f"{part_dir}: no <speaker>/<chapter>/*.trans.txt there; is this a LibriSpeech part?")
     cuts = []
-    for transcript in tqdm(transcripts, desc=part_dir.name, unit="chapter"):
+    for transcript in tqdm(transcripts, desc=part_dir.name, unit="chapter", disable=None):
         for line in filter(None, map(str.strip, transcript.read_text(encoding="utf-8").splitlines())):
             id, _, text = line.partition(" ")
             path = transcript.parent / f"{id}.flac"
@@ -159,7 +160,12 @@ def read_librispeech_part(part_dir: Path) -> list[MonoCut]:
                 continue
             if info.samplerate != SAMPLE_RATE or info.frames == 0:
                 log.warning(
-                    "%s left out: %s has %d samples at %d Hz, not 16000 Hz", id, path, info.frames, info.samplerate
+                    "%s left out: %s has %d samples at %d Hz, not %d Hz",
+                    id,
+                    path,
+                    info.frames,
+                    info.samplerate,
+                    SAMPLE_RATE,
                 )
                 continue
             cuts.append(make_cut(id, path.resolve(), info.frames, text.strip(), id.split("-")[0]))

@@ -16,7 +16,7 @@ from sumix_stream.config import DataConfig
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = Timebase().sample_rate
 log = logging.getLogger(__name__)
 
 

@@ -195,7 +195,7 @@ def prepare_mini(
     def synthesise() -> None:
         empty_folder(corpus)
         speakers, sentences = draw_speakers(seed), draw_sentences(numbers, seed)
-        with tqdm(desc="eSpeak NG", unit="sentence", total=sum(numbers.values())) as progress:
+        with tqdm(desc="eSpeak NG", unit="sentence", total=sum(numbers.values()), disable=None) as progress:
             for part, texts in sentences.items():
                 jobs = [(s, texts[i :: len(speakers[part])]) for i, s in enumerate(speakers[part])]
                 jobs = [job for job in jobs if job[1]]

@@ -85,7 +85,10 @@ class Evaluation:
         if self.algorithmic_latency is not None:
             lines.append(f"algorithmic latency {self.algorithmic_latency * 1000:.1f} ms")
         if self.final is not None:
-            lines.append(f"first token {self.first_token}; token delay {self.token_delay}; final {self.final}")
+            tokens = (
+                f"first token {self.first_token}; token delay {self.token_delay}" if self.first_token else "no token"
+            )
+            lines.append(f"{tokens}; final {self.final}")
         if self.state_nbytes is not None:
             lines.append(f"state of a stream {self.state_nbytes:,} bytes")
         return "\n".join(lines)

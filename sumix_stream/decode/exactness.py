@@ -85,7 +85,7 @@ def exactness_grid(
     model: Transducer,
     tokenizer: Tokenizer,
     samples: np.ndarray,
-    sample_rate: int = 16_000,
+    sample_rate: int,
     chunk_sizes: Sequence[int] = CHUNK_SIZES,
     left_contexts: Sequence[int | None] = LEFT_CONTEXTS,
     pushes: Iterable[int] | None = None,

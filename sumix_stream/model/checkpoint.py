@@ -218,7 +218,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
             raise CheckpointError(f"{pointer} names {named}, which is gone: give a checkpoint directory ({steps})")
     if not path.exists():
         raise CheckpointError(
-            f"no checkpoint at {path}: no such directory; train one with bin/train, or check --exp-dir"
+            f"no checkpoint at {path}: no such directory; train one with bin/train, or check the path"
         )
     raise CheckpointError(
         f"no checkpoint at {path}: neither {WEIGHTS} nor best.txt nor last.txt is in it; "

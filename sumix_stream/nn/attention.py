@@ -52,6 +52,11 @@ class ChunkedAttention(nn.Module):
         self.projection = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
+    @property
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The last products before the residual sum."""
+        return [self.out]
+
     def init_state(self, batch_size: int, context: ChunkContext) -> AttentionState:
         num_frames = 0 if context.left_context is None else context.left_context * context.chunk_size
         weight = self.out.weight

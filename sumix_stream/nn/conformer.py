@@ -47,6 +47,12 @@ class ConformerLayer(nn.Module):
         self.ffn2 = FeedForward(config)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
+        # The residual sum of all layers keeps its variance, so that frames start out as different as their features
+        # are (the initialisation of GPT-2). Without it training begins on a plateau of hundreds of steps.
+        branches = [self.ffn1[-2], *self.mixer.residual_outputs, self.conv.out, self.ffn2[-2]]
+        with torch.no_grad():
+            for parameter in (p for branch in branches for p in branch.parameters()):
+                parameter.mul_((4 * config.num_layers) ** -0.5)
 
     def init_state(self, batch_size: int, context: ChunkContext) -> LayerState:
         return LayerState(self.mixer.init_state(batch_size, context), self.conv.init_state(batch_size))

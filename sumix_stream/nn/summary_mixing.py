@@ -59,6 +59,11 @@ class SummaryMixing(nn.Module):
             self.merge_local = nn.Linear(dim, dim, bias=False)
         self.merge_summary = nn.Linear(dim, dim)
 
+    @property
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The last products before the residual sum."""
+        return [self.merge_summary] if self.variant == "lite" else [self.merge_local, self.merge_summary]
+
     def init_state(self, batch_size: int, context: ChunkContext) -> SummaryState | DecayState:
         kind = DecayState if self.variant == "expdecay" else SummaryState
         weight = self.merge_summary.weight

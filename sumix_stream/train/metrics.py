@@ -207,7 +207,7 @@ class RunLog:
             self._write({"step": step, "valid_wer": wer})
             self._metrics.flush()
             self._board.add_scalar("valid/wer", wer, step)
-            LOGGER.info(f"step {step}: validation WER {100 * wer:.2f} % ({summary.replace(chr(10), '; ')})")
+            LOGGER.info(f"step {step}: validation {summary.replace(chr(10), '; ')}")
 
     def close(self) -> None:
         LOGGER.setLevel(self._level)

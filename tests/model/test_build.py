@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sumix_stream.config import PRESETS
+from sumix_stream.config import PRESETS, EncoderConfig, ModelConfig
 from sumix_stream.model.build import build_model
 
 
@@ -46,3 +46,23 @@ def test_normalisation_is_stored_with_the_model_and_checked():
         model.set_normalisation(torch.zeros(80), torch.zeros(80))
     with pytest.raises(ValueError, match="mean"):
         model.set_normalisation(torch.full((80,), float("nan")), torch.ones(80))
+
+
+@pytest.mark.parametrize("vocab_size", [2, 12, 500])
+def test_an_untrained_model_expects_blank(vocab_size):
+    model = build_model("tiny", vocab_size)
+    for head in (model.joiner.output, model.simple_lm, model.ctc_head):
+        assert head.bias.softmax(0)[model.blank_id].item() == pytest.approx(0.9, abs=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["summary", "attention"])
+def test_residual_branches_start_smaller_the_deeper_the_model(mixer):
+    """Each layer adds four branches; their output weights shrink so that the sum keeps its variance."""
+    rms = {}
+    for depth in (1, 4):
+        config = ModelConfig(encoder=EncoderConfig(num_layers=depth, mixer=mixer))
+        layer = build_model(config, 5).encoder.layers[0]
+        outputs = [layer.ffn1[-2], *layer.mixer.residual_outputs, layer.conv.out, layer.ffn2[-2]]
+        rms[depth] = [output.weight.square().mean().sqrt().item() for output in outputs]
+    for shallow, deep in zip(rms[1], rms[4], strict=True):
+        assert deep == pytest.approx(shallow / 2, rel=0.05)
