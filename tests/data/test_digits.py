@@ -71,6 +71,18 @@ def test_some_training_strings_mix_speakers(corpus):
     assert 20 < mixed < 80
 
 
+def test_training_strings_repeat_digits_as_other_recordings(corpus):
+    digits = split_digits(find_digits(corpus))["train"]
+
+    def share(repeat):
+        strings = draw_strings("train", digits, 300, 0, 0.0, (0.0, 0.0), repeat)
+        pairs = [pair for string in strings for pair in zip(string.digits, string.digits[1:])]
+        return sum(a.digit == b.digit for a, b in pairs) / len(pairs)
+
+    assert 0.05 < share(0.0) < 0.15
+    assert 0.25 < share(0.25) < 0.42  # 0.25 + 0.75 / 10
+
+
 def test_more_strings_than_there_are_is_an_error(corpus):
     digits = [d for d in find_digits(corpus) if d.index == 0 and d.speaker == "ann" and d.digit < 1]
     with pytest.raises(ValueError, match="50 different test strings"):
