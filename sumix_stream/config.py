@@ -99,10 +99,11 @@ class PredictorConfig:
     hidden_dim: int = 160
     num_layers: int = 1
     dropout: float = 0.1
+    token_dropout: float = 0.0  # share of past tokens hidden in training, so that the encoder carries what was said
 
     def __post_init__(self) -> None:
         _require_range(self, "embed_dim hidden_dim num_layers", 1)
-        _require_range(self, "dropout", 0, 1)
+        _require_range(self, "dropout token_dropout", 0, 1)
 
 
 @dataclass(frozen=True)

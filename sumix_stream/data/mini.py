@@ -1,7 +1,7 @@
 """A small synthetic corpus: sentences of a grammar, spoken by eSpeak NG, in LibriSpeech's own folder layout.
 
-It needs no download and no licence, and is made in about a minute. 40 speakers are accents times voice variants;
-valid and test have four speakers each that train has not (every accent and every variant is heard in training), and
+It needs no download and no licence, and is made in about a minute. 14 speakers are accents times voice variants;
+valid and test have two speakers each that train has not (every accent and every variant is heard in training), and
 no sentence of theirs is in train.
 """
 
@@ -66,8 +66,8 @@ GRAMMAR = {
     "want": "i would like|can we have",
     "dish": "apples|coffees|sandwiches|pizzas",
 }
-ACCENTS = ("gmw/en-US", "gmw/en", "gmw/en-GB-scotland", "gmw/en-GB-x-rp")
-VARIANTS = ("", "+f1", "+m1", "+m2", "+m3", "+f4", "+m4", "+linda", "+m7", "+steph")
+ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")
+VARIANTS = ("", "+f1", "+m1", "+m3", "+f4", "+m7", "+linda")
 RATE_WPM = (140.0, 200.0)
 SILENCE_SECONDS = (0.05, 0.3)  # added before and after
 GAIN_DB = (-15.0, 0.0)
@@ -113,7 +113,7 @@ def draw_sentences(numbers: Mapping[str, int], seed: int) -> dict[str, list[str]
 
 
 def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
-    """The speakers of `train` (32), `valid` (4) and `test` (4)."""
+    """The speakers of `train` (10), `valid` (2) and `test` (2)."""
     rng = np.random.default_rng(seed)
     parts: dict[str, list[Speaker]] = {"train": [], "valid": [], "test": []}
     for a, accent in enumerate(ACCENTS):
@@ -172,7 +172,7 @@ def _read_chapter(job: tuple[Speaker, list[str]], part_dir: Path, seed: int) -> 
 def prepare_mini(
     out_dir: str | Path,
     *,
-    num_train: int = 2500,
+    num_train: int = 3000,
     num_valid: int = 100,
     num_test: int = 200,
     seed: int = 0,

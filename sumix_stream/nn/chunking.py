@@ -23,7 +23,7 @@ class ChunkContext:
 
     chunk_size: encoder frames; None = the whole utterance is one chunk.
     left_context: chunks; None = unlimited.
-    In training both may be int64 tensors of shape (B,): one context for each utterance of a batch.
+    In training both may be int64 tensors of shape (B,) on the CPU: one context for each utterance of a batch.
     """
 
     chunk_size: int | Tensor | None

@@ -8,7 +8,12 @@ from sumix_stream.nn.states import PredictorState
 
 
 class LstmPredictor(nn.Module):
-    """Embedding and LSTM over the tokens emitted so far; blank is the start symbol."""
+    """Embedding and LSTM over the tokens emitted so far; blank is the start symbol.
+
+    `token_dropout` hides whole tokens in training (word dropout, arXiv 1511.06349). A transducer can emit a word once by
+    muting it while the predictor remembers it, or guess words from their history; both lose words that are spoken
+    (the second of FIVE FIVE), and neither works on a history with gaps.
+    """
 
     def __init__(self, config: PredictorConfig, vocab_size: int, blank_id: int = 0) -> None:
         super().__init__()
@@ -16,6 +21,7 @@ class LstmPredictor(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.embed_dim)
         self.lstm = nn.LSTM(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
+        self.token_dropout = config.token_dropout
 
     @property
     def dim(self) -> int:
@@ -27,7 +33,11 @@ class LstmPredictor(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, U) -> (B, U + 1, P): row u has seen the start symbol and the first u tokens."""
         start = tokens.new_full((tokens.shape[0], 1), self.blank_id)
-        y, _ = self.lstm(self.dropout(self.embedding(torch.cat([start, tokens], dim=1))))
+        past = self.embedding(torch.cat([start, tokens], dim=1))
+        if self.training and self.token_dropout:
+            hidden = torch.rand(past.shape[:2], device=past.device) < self.token_dropout
+            past = past.masked_fill(hidden.unsqueeze(2), 0.0)
+        y, _ = self.lstm(self.dropout(past))
         return self.dropout(y)
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:

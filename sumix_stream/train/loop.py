@@ -211,15 +211,7 @@ class Trainer:
             raise ValueError(f"train.{name}: {error}") from None
 
     def _context(self, draw: int, batch_size: int) -> ChunkContext:
-        if self._contexts is None:
-            return self._fixed_context
-        context = self._contexts.draw(draw, batch_size)
-        if not isinstance(context.chunk_size, torch.Tensor):
-            return context
-        device = self.fabric.device
-        return ChunkContext(
-            context.chunk_size.to(device, non_blocking=True), context.left_context.to(device, non_blocking=True)
-        )
+        return self._fixed_context if self._contexts is None else self._contexts.draw(draw, batch_size)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches without end, from where the state stands, which moves on with each."""

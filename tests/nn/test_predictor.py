@@ -20,6 +20,15 @@ def test_steps_equal_forward():
         token = tokens[:, u] if u < 6 else token
 
 
+def test_hidden_tokens_leave_no_trace_in_training_and_are_seen_in_evaluation():
+    predictor = LstmPredictor(PredictorConfig(embed_dim=8, hidden_dim=12, dropout=0.0, token_dropout=1.0), vocab_size=9)
+    tokens, others = torch.randint(1, 9, (2, 3, 6)).unbind()
+    assert torch.equal(predictor(tokens), predictor(others))
+    assert not torch.equal(predictor.eval()(tokens), predictor(others))
+    predictor.train().token_dropout = 0.5
+    assert not torch.equal(predictor(tokens), predictor(tokens)), "what is hidden is drawn anew"
+
+
 @torch.no_grad()
 def test_joiner_from_projections():
     joiner = Joiner(6, 5, 7, 11)
