@@ -10,8 +10,8 @@ from sumix_stream.nn.states import PredictorState
 class LstmPredictor(nn.Module):
     """Embedding and LSTM over the tokens emitted so far; blank is the start symbol.
 
-    `token_dropout` hides whole tokens in training (word dropout, arXiv 1511.06349). A transducer can emit a word once by
-    muting it while the predictor remembers it, or guess words from their history; both lose words that are spoken
+    `token_dropout` hides whole tokens in training (word dropout, arXiv 1511.06349). A transducer can emit a word once
+    by muting it while the predictor remembers it, or guess words from their history; both lose words that are spoken
     (the second of FIVE FIVE), and neither works on a history with gaps.
     """
 
