@@ -54,6 +54,8 @@ def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Tr
     telephone = resample(sound(8.0, 8_000, seed=98), 8_000)
     feats = torch.cat([fbank(sound(8.0, seed=99)), fbank(telephone)])
     model.set_normalisation(feats.mean(0), feats.std(0))
+    for layer in model.encoder.layers:  # a trained model leans on its layers, an untrained one hardly
+        layer.scale_residual_outputs((4 * config.encoder.num_layers) ** 0.5)
     with torch.no_grad():
         model.predictor.lstm.weight_ih_l0.mul_(4)
         enc, _ = model.encoder(feats[None], torch.tensor([len(feats)]), ChunkContext(8, 1))

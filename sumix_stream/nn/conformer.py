@@ -49,10 +49,17 @@ class ConformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         # The residual sum of all layers keeps its variance, so that frames start out as different as their features
         # are (the initialisation of GPT-2). Without it training begins on a plateau of hundreds of steps.
-        branches = [self.ffn1[-2], *self.mixer.residual_outputs, self.conv.out, self.ffn2[-2]]
-        with torch.no_grad():
-            for parameter in (p for branch in branches for p in branch.parameters()):
-                parameter.mul_((4 * config.num_layers) ** -0.5)
+        self.scale_residual_outputs((4 * config.num_layers) ** -0.5)
+
+    @property
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The last products of the four branches before their residual sums."""
+        return [self.ffn1[-2], *self.mixer.residual_outputs, self.conv.out, self.ffn2[-2]]
+
+    @torch.no_grad()
+    def scale_residual_outputs(self, factor: float) -> None:
+        for parameter in (p for branch in self.residual_outputs for p in branch.parameters()):
+            parameter.mul_(factor)
 
     def init_state(self, batch_size: int, context: ChunkContext) -> LayerState:
         return LayerState(self.mixer.init_state(batch_size, context), self.conv.init_state(batch_size))
