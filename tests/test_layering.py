@@ -222,7 +222,7 @@ def test_every_folder_is_a_package():
 def test_no_paths_of_one_machine(tmp_path: Path):
     bad = tmp_path / "bad.md"
     bad.write_text(
-        "data lie in " + "/".join(("", "home", "me", "corpora")) + ", not https://host/home/x or ../work/x\n"
+        "data lie in " + "/".join(("", "home", "me", "corpora")) + ", not https://host/home/x or ../home/x\n"
     )
     assert len(machine_paths([bad])) == 1
     assert machine_paths(tracked_files(ROOT)) == []
