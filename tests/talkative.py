@@ -38,6 +38,7 @@ class LetterTokenizer:
 
 
 @cache
+@torch.inference_mode(False)  # cached, so it must not depend on the test that asks first
 def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Transducer:
     """A small model under one of MIXERS.
 

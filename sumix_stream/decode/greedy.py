@@ -26,6 +26,7 @@ class GreedyState(NamedTuple):
     predictor: PredictorState
 
     @classmethod
+    @torch.inference_mode()
     def init(cls, model: Transducer, batch_size: int) -> "GreedyState":
         """State of streams that have emitted nothing: the predictor has seen a blank."""
         blanks = torch.full((batch_size,), model.blank_id, device=model.device)

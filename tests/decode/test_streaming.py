@@ -4,10 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.decode.offline import transcribe_batch
 from sumix_stream.decode.streaming import Stream, as_context, decode_streams
+from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
 
 RATE = 16_000
@@ -137,6 +139,14 @@ def test_decode_streams_takes_only_those_that_are_ready():
     moved = decode_streams(model, [ready, waiting])
     assert [(stream, tuple(frames.shape)) for stream, frames in moved] == [(ready, (8, 32))]
     assert decode_streams(model, []) == []
+
+
+def test_a_model_made_in_inference_mode_streams_outside_it():
+    with torch.inference_mode():
+        model = build_model("tiny", vocab_size=LetterTokenizer.vocab_size)
+    stream = Stream(model, LetterTokenizer(), ChunkContext(8, 2))
+    stream.feed(RATE, sound(1.0))
+    assert stream.finish() == transcribe_batch(model, LetterTokenizer(), [sound(1.0)], stream.context)[0]
 
 
 def test_as_context():
