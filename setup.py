@@ -24,6 +24,7 @@ setup(
     # Ranges say what ought to work; constraints.txt pins what bin/demo and bin/test install and what is tested.
     install_requires=[
         "torch>=2.6",  # networks, autograd
+        "triton>=3.4; platform_system == 'Linux' and platform_machine == 'x86_64'",  # GPU kernels; torch brings it too
         "torchaudio>=2.6",  # sinc resampling of other sample rates
         "numpy>=1.26",  # audio samples before they are tensors
         "kaldi-native-fbank>=1.20",  # the filter bank

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+# Before triton is: without a GPU its kernels run in the interpreter, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # dtype -> (maximum error over the largest reference element, RMS error over the reference's RMS).
@@ -65,6 +69,12 @@ def _seeded():
 def _one_thread():
     """One thread a process, as under xdist: sums are the same on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where Triton kernels run: the GPU if there is one, else the CPU, in the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
