@@ -1,6 +1,7 @@
 """What the chunk ops take: checks that print what they got, and one form for what follows.
 
-Values of tensors are checked where the tensors lie on the CPU; reading them elsewhere would make the host wait.
+Values of tensors are checked where the tensors lie on the CPU; reading them elsewhere would make the host wait, and
+reading them while torch.compile traces would end the graph.
 """
 
 import operator
@@ -22,7 +23,7 @@ def check_lengths(lengths: Tensor, x: Tensor) -> Tensor:
     """Lengths (B,) as int64 on x's device."""
     num_frames = x.shape[1]
     _check_integers("lengths", lengths, x.shape[0], 0)
-    if lengths.device.type == "cpu" and lengths.numel() and int(lengths.max()) > num_frames:
+    if readable(lengths) and int(lengths.max()) > num_frames:
         raise ValueError(f"lengths must be at most T = {num_frames} of x {tuple(x.shape)}, got {lengths.tolist()}")
     return lengths.to(x.device, torch.int64, non_blocking=True)
 
@@ -53,6 +54,10 @@ def check_left_context(left_context: int | Tensor | None, x: Tensor, chunks: int
     return operator.index(left_context)
 
 
+def readable(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def _integer(name: str, value: int, least: int, unit: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         raise ValueError(f"{name} must be an integer >= {least} ({unit}), a tensor (B,) of them or None, got {value!r}")
@@ -65,5 +70,5 @@ def _check_integers(name: str, values: Tensor, batch_size: int, least: int) -> N
         raise ValueError(f"{name} must be an integer tensor, got {kind}")
     if values.shape != (batch_size,):
         raise ValueError(f"{name} must have shape (B,) = ({batch_size},), got {tuple(values.shape)}")
-    if values.device.type == "cpu" and values.numel() and int(values.min()) < least:
+    if readable(values) and int(values.min()) < least:
         raise ValueError(f"{name} must be at least {least}, got {values.tolist()}")

@@ -4,7 +4,6 @@ An op offers some of: `naive` (fp64 reference), `torch` (any device), `triton` (
 runs on the op's tensors; a backend asked for by name runs or raises.
 """
 
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("triton", "torch", "naive")  # "auto" takes the first that an op has and that runs
+# Whether Triton kernels run in its interpreter, on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def choose(backend: str, implementations: Mapping[str, Callable], *tensors: Tensor | None) -> Callable:
@@ -37,28 +39,17 @@ def choose(backend: str, implementations: Mapping[str, Callable], *tensors: Tens
     return implementations[backend]
 
 
-@functools.cache
-def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, on CPU tensors: what TRITON_INTERPRET says at the first look."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _prefers_triton(tensors: tuple[Tensor | None, ...]) -> bool:
     """On the CPU the interpreter is for tests, and has to be asked for by name."""
     return all(x.is_cuda for x in tensors if x is not None) and _triton_obstacle(tensors) is None
 
 
 def _triton_obstacle(tensors: tuple[Tensor | None, ...]) -> str | None:
-    if not _triton_installed():
+    if not _TRITON_INSTALLED:
         return "the package triton is not installed"
     for x in (x for x in tensors if x is not None):
         if x.is_floating_point() and x.dtype not in TRITON_DTYPES:
             return f"it takes fp32, fp16 and bf16, got {x.dtype}"
-        if not x.is_cuda and not (interpreted() and x.device.type == "cpu"):
+        if not x.is_cuda and not (INTERPRETED and x.device.type == "cpu"):
             return f"it needs CUDA tensors, or TRITON_INTERPRET=1 set before the start for CPU ones, got {x.device}"
     return None

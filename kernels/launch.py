@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sumix_kernels.backend import interpreted
+from sumix_kernels.backend import INTERPRETED
 
 MAX_CONFIGS = 6  # a tuning compiles and times each of them: about a second a config, once a machine
 
@@ -62,6 +62,6 @@ class TunedKernel:
         return functools.partial(self.kernel[grid], **self.configs[0].all_kwargs())
 
     def _tunes(self) -> bool:
-        if interpreted() or len(self.configs) == 1 or torch.are_deterministic_algorithms_enabled():
+        if INTERPRETED or len(self.configs) == 1 or torch.are_deterministic_algorithms_enabled():
             return False
         return os.environ.get("SUMIX_AUTOTUNE", "1") != "0"

@@ -9,6 +9,7 @@ B batch, T frames, C frames of a chunk, N chunks, L chunks of left context, D ch
 """
 
 from torch import Tensor
+from torch.nn import functional
 
 from sumix_kernels import backend as backends
 from sumix_kernels.arguments import check_chunk_size, check_frames, check_left_context, check_lengths
@@ -21,6 +22,7 @@ def chunk_summary(
     chunk_size: int | Tensor | None,
     left_context: int | Tensor | None,
     *,
+    gelu: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Mean over the valid frames that each chunk sees: those of its own and of the `left_context` chunks before it.
@@ -31,7 +33,8 @@ def chunk_summary(
         chunk_size: frames; None = the whole utterance is one chunk; or (B,), one for each utterance. A tensor belongs
             on the CPU: its smallest value decides N.
         left_context: chunks; None = unlimited; or (B,). In tensors, T or more means whole utterance and unlimited.
-        backend: "auto", "torch", "naive".
+        gelu: average GELU(x) instead of x, without a tensor of it.
+        backend: "auto", "triton", "torch", "naive".
 
     Returns:
         (B, N, D) in x's dtype, accumulated in fp32, N = ceil(T / chunk_size) (of the smallest chunk size). A row that
@@ -40,16 +43,16 @@ def chunk_summary(
 
     Raises:
         ValueError: shapes or values out of range (of tensors on the CPU); an unknown backend.
-        NotImplementedError: a backend that this op does not have.
+        RuntimeError: backend "triton" where it cannot run.
     """
-    implementation = backends.choose(backend, {"torch": _torch, "naive": _naive})
+    implementation = backends.choose(backend, {"triton": _triton, "torch": _torch, "naive": _naive}, x)
     check_frames(x)
     lengths = check_lengths(lengths, x)
     size, chunks = check_chunk_size(chunk_size, x)
     left = check_left_context(left_context, x, chunks)
     if not x.shape[1]:
         return x
-    return implementation(x, lengths, size, left, chunks)
+    return implementation(x, lengths, size, left, chunks, gelu)
 
 
 def broadcast_chunks(
@@ -59,9 +62,10 @@ def broadcast_chunks(
 
     chunk_size as for `chunk_summary`, of whose result this is the way back to frames; N = ceil(T / chunk_size).
 
-    Raises ValueError where shapes do not fit, NotImplementedError for a backend that this op does not have.
+    Raises ValueError where shapes do not fit, RuntimeError for backend "triton" where it cannot run.
     """
-    implementation = backends.choose(backend, {"torch": torch.broadcast_chunks, "naive": _naive_broadcast})
+    implementations = {"triton": _triton_broadcast, "torch": torch.broadcast_chunks, "naive": _naive_broadcast}
+    implementation = backends.choose(backend, implementations, summary)
     B, N, _ = check_frames(summary)
     if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 0:
         raise ValueError(f"num_frames must be an integer >= 0, got {num_frames!r}")
@@ -76,12 +80,25 @@ def broadcast_chunks(
     return implementation(summary, size, num_frames)
 
 
-def _torch(x: Tensor, lengths: Tensor, chunk_size: int | Tensor, left_context: int | Tensor | None, chunks: int):
-    return torch.chunk_summary(x, lengths, chunk_size, left_context, chunks)
+def _triton(x: Tensor, *geometry) -> Tensor:
+    from sumix_kernels.chunk_summary import triton
+
+    return triton.chunk_summary(x, *geometry)
 
 
-def _naive(x: Tensor, lengths: Tensor, chunk_size: int | Tensor, left_context: int | Tensor | None, chunks: int):
-    mean = naive.chunk_summary(x, lengths, _flat(chunk_size), _flat(left_context))
+def _triton_broadcast(summary: Tensor, *geometry) -> Tensor:
+    from sumix_kernels.chunk_summary import triton
+
+    return triton.broadcast_chunks(summary, *geometry)
+
+
+def _torch(x: Tensor, lengths, chunk_size, left_context, chunks: int, gelu: bool) -> Tensor:
+    return torch.chunk_summary(functional.gelu(x) if gelu else x, lengths, chunk_size, left_context, chunks)
+
+
+def _naive(x: Tensor, lengths, chunk_size, left_context, chunks: int, gelu: bool) -> Tensor:
+    frames = functional.gelu(x.double()) if gelu else x
+    mean = naive.chunk_summary(frames, lengths, _flat(chunk_size), _flat(left_context))
     assert mean.shape[1] == chunks, (mean.shape, chunks)
     return mean.to(x.dtype)
 

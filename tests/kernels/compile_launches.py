@@ -16,8 +16,14 @@ def compile_launch(launch: dict, capability: int) -> dict:
     kernel = getattr(importlib.import_module(launch["module"]), launch["kernel"])
     if not isinstance(kernel, triton.JITFunction):
         kernel = kernel.kernel  # of a TunedKernel
-    attributes = {(index,): [["tt.divisibility", 16]] for index in launch["divisible"]}
-    source = ASTSource(fn=kernel, signature=launch["signature"], constexprs=launch["constants"], attrs=attributes)
+    signature, constants, attributes = launch["signature"], launch["constants"], {}
+    for index, parameter in enumerate(kernel.params):  # what a real launch knows: integers that are 1 or 16 n
+        is_one, is_divisible = launch["integers"].get(parameter.name, (False, False))
+        if is_one and not parameter.do_not_specialize:
+            signature[parameter.name], constants[parameter.name] = "constexpr", 1
+        elif signature[parameter.name].startswith("*") or (is_divisible and not parameter.do_not_specialize):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch["options"])
     except Exception as error:  # whatever the compiler raises is the result

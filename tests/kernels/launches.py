@@ -52,21 +52,19 @@ def _describe(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any
     function = kernel.fn
     given = {**dict(zip(kernel.arg_names, args)), **kwargs}
     options = {name: given.pop(name) for name in ("num_warps", "num_stages", "num_ctas", "maxnreg") if name in given}
-    signature, constants, divisible = {}, {}, []
-    for index, name in enumerate(kernel.arg_names):
+    signature, constants, integers = {}, {}, {}
+    for name in kernel.arg_names:
         value = given[name] if name in given else kernel.signature.parameters[name].default
         if "constexpr" in str(function.__annotations__.get(name, "")) or value is None:
             assert value is None or isinstance(value, (bool, int, float, str)), (function.__name__, name, value)
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-            divisible.append(index)
         elif isinstance(value, bool):
             signature[name] = "i1"
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if "stride" in name and value % 16 == 0:
-                divisible.append(index)
+            integers[name] = [value == 1, value % 16 == 0]
         else:
             assert isinstance(value, float), (function.__name__, name, value)
             signature[name] = "fp32"
@@ -75,7 +73,7 @@ def _describe(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any
         "kernel": function.__name__,
         "signature": signature,
         "constants": constants,
-        "divisible": divisible,
+        "integers": integers,
         "options": {name: value for name, value in options.items() if value is not None},
     }
 
