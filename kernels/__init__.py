@@ -7,6 +7,7 @@ from sumix_kernels.chunk_conv.op import chunk_conv1d
 from sumix_kernels.chunk_conv.step import chunk_conv1d_step
 from sumix_kernels.chunk_decay.op import chunk_decay_mean
 from sumix_kernels.chunk_decay.step import DecayState, chunk_decay_step
+from sumix_kernels.chunk_merge.op import merge_chunks
 from sumix_kernels.chunk_summary.op import broadcast_chunks, chunk_summary
 from sumix_kernels.chunk_summary.step import SummaryState, chunk_summary_step
 from sumix_kernels.rnnt.op import (
@@ -34,6 +35,7 @@ __all__ = [
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
     "has_path",
+    "merge_chunks",
     "pruned_rnnt_loss",
     "rnnt_loss",
     "rnnt_loss_pruned",

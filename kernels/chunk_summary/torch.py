@@ -41,7 +41,7 @@ class _ChunkSummary(torch.autograd.Function):
         chunk_size, left_context, num_frames = ctx.geometry
         rows = _visible_sums(grad.to(_sum_dtype(grad)) / counts, left_context, reverse=True).to(grad.dtype)
         grad_x = _spread(rows, chunk_size, num_frames)
-        grad_x.masked_fill_(_padding(lengths, num_frames), 0)
+        grad_x.masked_fill_(padding(lengths, num_frames), 0)
         return grad_x, None, None, None, None
 
 
@@ -62,7 +62,7 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _padding(lengths: Tensor, num_frames: int) -> Tensor:
+def padding(lengths: Tensor, num_frames: int) -> Tensor:
     return (torch.arange(num_frames, device=lengths.device) >= lengths[:, None])[:, :, None]
 
 
@@ -72,7 +72,7 @@ def _chunk_sums(x: Tensor, lengths: Tensor, chunk_size: int | Tensor, num_chunks
     if isinstance(chunk_size, Tensor):
         return _segment_sums(x, lengths, chunk_size, num_chunks)
     if num_chunks == 1:
-        return x.masked_fill(_padding(lengths, T), 0).sum(1, keepdim=True, dtype=_sum_dtype(x))
+        return x.masked_fill(padding(lengths, T), 0).sum(1, keepdim=True, dtype=_sum_dtype(x))
 
     num_full = T // chunk_size
     sums = x[:, : num_full * chunk_size].unflatten(1, (num_full, chunk_size)).sum(2, dtype=_sum_dtype(x))

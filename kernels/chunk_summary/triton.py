@@ -55,7 +55,12 @@ def _chunk_summary(
     """Means (B, N, D), and the number of frames behind each (at least 1) in fp32 (B, N)."""
     B, _, D = x.shape
     mean = x.new_empty(B, num_chunks, D)
-    if lefts is None and sizes is None and left <= max(1, cdiv(_FRAMES, size)) and not _parts(x, size, num_chunks):
+    if (
+        lefts is None
+        and sizes is None
+        and left <= max(1, cdiv(_FRAMES, size))
+        and not parts_of_chunk(x, size, num_chunks)
+    ):
         counts = x.new_empty((B, num_chunks), dtype=torch.float32)
         _row_sums(x, lengths, mean, size, left=left, counts=counts, gelu=gelu)
         return mean, counts
@@ -152,7 +157,7 @@ def chunk_sums(
 ) -> Tensor:
     """Sums over the valid frames of each chunk, fp32 (B, N, D); lengths None: all frames are valid."""
     B, _, D = x.shape
-    parts = 0 if sizes is not None else _parts(x, size, num_chunks)
+    parts = 0 if sizes is not None else parts_of_chunk(x, size, num_chunks)
     sums = x.new_empty((B, num_chunks * max(1, parts), D), dtype=torch.float32)
     if not parts:
         return _row_sums(x, lengths, sums, size, sizes=sizes, gelu=gelu)
@@ -160,7 +165,7 @@ def chunk_sums(
     return chunk_sums(sums, None, parts, None, num_chunks)
 
 
-def _parts(x: Tensor, size: int, num_chunks: int) -> int:
+def parts_of_chunk(x: Tensor, size: int, num_chunks: int) -> int:
     """Number of parts that each chunk is cut into; 0 where whole chunks make programs enough."""
     if size <= 4 * 16 or x.shape[0] * cdiv(num_chunks, 16) * cdiv(x.shape[2], 64) >= _PROGRAMS:
         return 0
@@ -235,9 +240,8 @@ def row_frames(o_n, i_b, p_lengths, p_sizes, num_frames, size, left, part, parts
         size = tl.load(p_sizes + i_b)
         part = size
     o_chunk = (o_n // parts).to(tl.int64)
-    o_begin = o_chunk * size + (o_n % parts) * part
-    o_end = tl.minimum(o_begin + part, (o_chunk + 1) * size)
-    o_begin = tl.maximum(o_begin - left.to(tl.int64) * size, 0)
+    o_end = tl.minimum(o_chunk * size + (o_n % parts + 1) * part, (o_chunk + 1) * size)
+    o_begin = tl.maximum((o_chunk - left) * size + (o_n % parts) * part, 0)
     return tl.minimum(o_begin, length).to(tl.int32), tl.minimum(o_end, length).to(tl.int32)
 
 
