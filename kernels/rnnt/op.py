@@ -12,8 +12,8 @@ Arguments that all losses share:
   ``constrained`` (as modified, and the frame's blank is paid for as well).
 - delay_penalty: a symbol at frame t gains ``delay_penalty * ((end_frame - 1) / 2 - t)``.
 - reduction: ``none`` (B,), ``mean`` over the batch, ``sum``.
-- backend: ``torch``; ``k2`` where it can be imported; ``naive`` (fp64 reference); ``triton`` (not there yet);
-  ``auto``: on a GPU k2 if it can be imported, else torch.
+- backend: ``triton`` (fp32 and half types); ``k2`` where it can be imported; ``torch``; ``naive`` (fp64 reference);
+  ``auto``: on a GPU the first of them that runs, on the CPU torch.
 
 Inputs may be fp16, bf16, fp32 or fp64. Normalisers are at least fp32, lattices fp64, losses at least fp32. Finite
 inputs give finite gradients. An utterance without a path (see `has_path`) has loss +inf and zero gradients in the
@@ -70,8 +70,8 @@ def pruned_rnnt_loss(
     """Simple loss of am + lm, the lattice rows that it points to, and the loss of the true joiner on those rows.
 
     enc_proj (B, T, J), pred_proj (B, S+1, J), joiner with weight (V, J) and bias (V,), am (B, T, V), lm (B, S+1, V);
-    logits are ``joiner(tanh(enc_proj[:, t] + pred_proj[:, s]))``, in autocast's dtype where it is on. The ``torch``
-    backend holds few of them at a time.
+    logits are ``joiner(tanh(enc_proj[:, t] + pred_proj[:, s]))``, in autocast's dtype where it is on. The ``triton``
+    and ``torch`` backends hold few of them at a time.
 
     Utterances without a path, in the lattice or after pruning (regular: more than T (s_range - 1) symbols), are left
     out: loss exactly 0, gradient exactly 0, ``has_path`` False. The others do not notice, unless
@@ -100,13 +100,13 @@ def pruned_rnnt_loss(
     one_blank[:, 3] = min(T, 1)
     boundary = torch.where(found[:, None], boundary, one_blank)
 
-    pieces = _pieces(backend, am.device)
+    pieces = _pieces(backend, am, lm, enc_proj, pred_proj, joiner.weight, joiner.bias)
     lattice = {"boundary": boundary, "rnnt_type": rnnt_type, "delay_penalty": delay_penalty}
     simple, px_grad, py_grad = pieces.rnnt_loss_smoothed(
         lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, **lattice
     )
     ranges = pieces.get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
-    if pieces is torch_pieces:
+    if hasattr(pieces, "rnnt_loss_joint"):
         pruned = pieces.rnnt_loss_joint(
             enc_proj,
             pred_proj,
@@ -154,7 +154,7 @@ def rnnt_loss_smoothed(
     _check_scales(lm_only_scale, am_only_scale)
     _check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
-    loss, px_grad, py_grad = _pieces(backend, am.device).rnnt_loss_smoothed(
+    loss, px_grad, py_grad = _pieces(backend, lm, am).rnnt_loss_smoothed(
         lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type, delay_penalty
     )
     loss = _REDUCTIONS[reduction](loss)
@@ -176,7 +176,7 @@ def get_rnnt_prune_ranges(
     if columns not in (T, T + 1):
         raise ValueError(f"px_grad must have {T} or {T + 1} columns, like py_grad's frames, but has {columns}")
     _check_s_range(s_range, "regular" if columns == T + 1 else "modified")
-    return _pieces(backend, px_grad.device).get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
+    return _pieces(backend, px_grad, py_grad).get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
 
 
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +209,7 @@ def rnnt_loss_pruned(
     _check_shape("ranges", ranges, (B, T, R))
     _check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
-    loss = _pieces(backend, logits.device).rnnt_loss_pruned(
+    loss = _pieces(backend, logits).rnnt_loss_pruned(
         logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty
     )
     return _REDUCTIONS[reduction](loss)
@@ -232,21 +232,36 @@ def rnnt_loss(
     _check_shape("logits", logits, (B, T, symbols.shape[1] + 1, V))
     _check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
-    loss = _pieces(backend, logits.device).rnnt_loss(
-        logits, symbols, termination_symbol, boundary, rnnt_type, delay_penalty
-    )
+    loss = _pieces(backend, logits).rnnt_loss(logits, symbols, termination_symbol, boundary, rnnt_type, delay_penalty)
     return _REDUCTIONS[reduction](loss)
 
 
-def _pieces(backend: str, device: torch.device) -> ModuleType:
+def _pieces(backend: str, *tensors: Tensor | None) -> ModuleType:
     """The backend's module. A backend asked for by name is that one or an error."""
     names = ("auto", "k2", *backends.BACKENDS)
     if backend not in names:
         raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {backend!r}")
-    if backend == "k2" or (backend == "auto" and device.type == "cuda" and via_k2.importable()):
+    if backend == "k2":
         via_k2.load_k2()
         return via_k2
-    return backends.choose(backend, {"torch": torch_pieces, "naive": naive})
+    pieces = backends.choose(backend, {"triton": _triton, "torch": _torch, "naive": _naive}, *tensors)()
+    if backend == "auto" and pieces is torch_pieces and tensors[0].is_cuda and via_k2.importable():
+        return via_k2
+    return pieces
+
+
+def _triton() -> ModuleType:
+    from sumix_kernels.rnnt import triton as triton_pieces
+
+    return triton_pieces
+
+
+def _torch() -> ModuleType:
+    return torch_pieces
+
+
+def _naive() -> ModuleType:
+    return naive
 
 
 def _product_dtype(enc: Tensor, pred: Tensor) -> torch.dtype:
@@ -289,7 +304,8 @@ def _check_lattice(
             raise ValueError(f"{name} must be int64, got {x.dtype}")
     if boundary is not None:
         _check_shape("boundary", boundary, (B, 4))
-    if symbols.device.type == "cpu":  # elsewhere, looking at values would wait for the device
+    # On another device, looking at values would make the host wait.
+    if symbols.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(symbols, boundary, S, T, V)
 
 

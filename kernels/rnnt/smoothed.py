@@ -41,12 +41,19 @@ def smoothed_log_probs(
             px = px + lm_only_scale * lm_log_probs[:, :-1].gather(2, symbols[:, :, None])
             py = py + lm_only_scale * lm_log_probs[:, :, termination_symbol, None]
         if am_only_scale != 0.0:
-            rows = lm.log_softmax(2).flatten(0, 1)
-            unigram = rows.logsumexp(0) - math.log(rows.shape[0])
-            am_log_probs = (am + unigram).log_softmax(2).transpose(1, 2)  # (B, V, T)
-            px = px + am_only_scale * am_log_probs.gather(1, symbols[:, :, None].expand(px.shape))
-            py = py + am_only_scale * am_log_probs[:, termination_symbol, None]
+            px, py = add_acoustic_log_probs(px, py, lm, am, symbols, termination_symbol, am_only_scale)
         return px, py
+
+
+def add_acoustic_log_probs(
+    px: Tensor, py: Tensor, lm: Tensor, am: Tensor, symbols: Tensor, termination_symbol: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """px and py plus ``scale`` times the log-probabilities of am with lm's unigram."""
+    rows = lm.log_softmax(2).flatten(0, 1)
+    unigram = rows.logsumexp(0) - math.log(rows.shape[0])
+    am_log_probs = (am + unigram).log_softmax(2).transpose(1, 2)  # (B, V, T)
+    px = px + scale * am_log_probs.gather(1, symbols[:, :, None].expand(px.shape))
+    return px, py + scale * am_log_probs[:, termination_symbol, None]
 
 
 _UP = 2.0**60
