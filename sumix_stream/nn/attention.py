@@ -63,10 +63,11 @@ class ChunkedAttention(nn.Module):
         return AttentionState.init(batch_size, weight.shape[0], num_frames, weight.device)
 
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
-        """x (B, T, D), lengths (B,) -> (B, T, D)."""
+        """x (B, T, D), lengths (B,) -> (B, T, D); dropout at its end when training."""
         query, key, value = self.projection(x).chunk(3, dim=-1)
         visible = chunk_mask(x.shape[1], context, x.device) & frame_mask(lengths, x.shape[1]).unsqueeze(1)
-        return mask_frames(self._attend(query, key, value, visible), lengths)
+        y = mask_frames(self._attend(query, key, value, visible), lengths)
+        return F.dropout(y, self.dropout, self.training)
 
     def step(
         self, x: Tensor, lengths: Tensor, state: AttentionState, context: ChunkContext

@@ -67,7 +67,7 @@ class ConformerLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         """x (B, T, D), lengths (B,) -> (B, T, D)."""
         x = x + 0.5 * self.ffn1(x)
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), lengths, context))
+        x = x + self.mixer(self.mixer_norm(x), lengths, context)
         x = x + self.dropout(self.conv(self.conv_norm(x), lengths, context))
         return mask_frames(self.norm(x + 0.5 * self.ffn2(x)), lengths)
 
@@ -75,9 +75,9 @@ class ConformerLayer(nn.Module):
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
         x = x + 0.5 * self.ffn1(x)
         y, mixer_state = self.mixer.step(self.mixer_norm(x), lengths, state.mixer, context)
-        x = x + self.dropout(y)
+        x = x + y
         y, conv_state = self.conv.step(self.conv_norm(x), lengths, state.conv)
-        x = x + self.dropout(y)
+        x = x + y
         x = mask_frames(self.norm(x + 0.5 * self.ffn2(x)), lengths)
         return x, LayerState(mixer_state, conv_state)
 

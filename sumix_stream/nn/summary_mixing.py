@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from sumix_kernels import (
     DecayState,
     SummaryState,
-    broadcast_chunks,
     chunk_decay_mean,
     chunk_decay_step,
     chunk_summary,
     chunk_summary_step,
+    merge_chunks,
 )
 from sumix_stream.config import EncoderConfig
 from sumix_stream.nn.chunking import ChunkContext
@@ -50,6 +50,7 @@ class SummaryMixing(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         dim, self.variant, self.decay = config.dim, config.summary_variant, config.decay
+        self.dropout = config.dropout
         if self.variant == "full":
             self.local_projection = BlockLinear(dim, config.num_heads)
             self.summary_projection = BlockLinear(dim, config.num_heads)
@@ -70,37 +71,41 @@ class SummaryMixing(nn.Module):
         return kind.init(batch_size, weight.shape[0], context.left_context, weight.device)
 
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
-        """x (B, T, D), lengths (B,) -> (B, T, D), in time and memory linear in T."""
+        """x (B, T, D), lengths (B,) -> (B, T, D), in time and memory linear in T; dropout at its end when training."""
         local, summands = self._project(x)
+        chunk_size = context.chunk_size
         if self.variant == "expdecay":
-            mean = chunk_decay_mean(summands, lengths, context.chunk_size, context.left_context, self.decay)
-            merged = self.merge_summary(mean)
+            mean = chunk_decay_mean(F.gelu(summands), lengths, chunk_size, context.left_context, self.decay)
+            chunk_size = 1
         else:
-            mean = chunk_summary(summands, lengths, context.chunk_size, context.left_context)
-            # The product is done once a chunk, not once a frame.
-            merged = broadcast_chunks(self.merge_summary(mean), context.chunk_size, x.shape[1])
-        return mask_frames(self._merge(local, merged), lengths)
+            mean = chunk_summary(summands, lengths, chunk_size, context.left_context, gelu=True)
+        # The product is done once a chunk, not once a frame.
+        merged, local = self.merge_summary(mean), None if local is None else self.merge_local(local)
+        dropout = self.dropout if self.training else 0.0
+        return merge_chunks(local, merged, lengths, chunk_size, num_frames=x.shape[1], dropout=dropout)
 
     def step(
         self, x: Tensor, lengths: Tensor, state: SummaryState | DecayState, context: ChunkContext
     ) -> tuple[Tensor, SummaryState | DecayState]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
         local, summands = self._project(x)
+        summands = F.gelu(summands)
         if self.variant == "expdecay":
             mean, state = chunk_decay_step(summands, lengths, state, context.chunk_size, self.decay)
             merged = self.merge_summary(mean)
         else:
             mean, state = chunk_summary_step(summands, lengths, state)
             merged = self.merge_summary(mean).unsqueeze(1)
-        return mask_frames(self._merge(local, merged.expand(-1, x.shape[1], -1)), lengths), state
+        if local is not None:
+            merged = self.merge_local(local) + merged
+        return mask_frames(F.gelu(merged.expand(-1, x.shape[1], -1)), lengths), state
 
     def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Local features, None without a local branch, and what the summary's GELU takes, (B, T, D) each."""
         if self.variant == "full":
-            return F.gelu(self.local_projection(x)), F.gelu(self.summary_projection(x))
+            return F.gelu(self.local_projection(x)), self.summary_projection(x)
+        projected = self.projection(x)
         if self.variant == "lite":
-            return None, F.gelu(self.projection(x))
-        local, summands = F.gelu(self.projection(x)).chunk(2, dim=-1)
-        return local, summands
-
-    def _merge(self, local: Tensor | None, merged: Tensor) -> Tensor:
-        return F.gelu(merged if local is None else self.merge_local(local) + merged)
+            return None, projected
+        local, summands = projected.chunk(2, dim=-1)
+        return F.gelu(local), summands
