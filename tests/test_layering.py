@@ -23,6 +23,7 @@ LAYER = {
     "decode": 3,
     "export": 3,
     "serve": 3,
+    "bench": 3,
     "facade": 4,  # sumix_stream/__init__.py, which only gives public names
     "door": 5,  # bin/ and egs/: nothing imports them
 }

@@ -1,46 +1,84 @@
-"""Time and memory of one contender at one shape, in a process of its own (run by `bench.run`, as a module).
+"""Time and memory of one contender, in a process of its own (run by `bench.run`, as a module).
 
-Time is the wall clock around a pass, repeated. Peak extra memory is what a pass needs beyond its input: on a CPU the
-growth of the process's resident memory (Linux: VmHWM after a reset, less VmRSS before, with what malloc had kept
-given back first; a few 100 kB are noise); on a GPU what torch's allocator hands out.
+The request is JSON on the command line; each result is a line of JSON on the standard output, as soon as it is known.
+
+Time: on a GPU between CUDA events around a pass, after warm-up, the L2 cache overwritten before every repeat; on a CPU
+the wall clock. Peak extra memory is what a pass needs beyond its inputs and the gradients that come in, with what the
+contender prepared counted in: on a GPU what torch's allocator hands out; on a CPU the growth of the process's resident
+memory (Linux: VmHWM after a reset, less VmRSS before, with what malloc had kept given back first; a few 100 kB are
+noise).
 """
 
 import ctypes
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from sumix_kernels.bench.registry import Shape, find, make_input
+from sumix_kernels.bench.gate import why
+from sumix_kernels.bench.registry import DTYPES, Benchmark, Contender, Inputs, Shape, load
 
 MIN_REPEATS, MAX_REPEATS = 3, 200
+WARM_UP_REPEATS = 3  # on a GPU, after the first call, which compiles and tunes
+
+Pass = Callable[[], object]
 
 
-def measure(op: str, contender: str, shape: Shape, device: str, min_seconds: float) -> dict[str, dict]:
-    """`forward` and `forward+backward`: ms at the 20, 50 and 80 % quantiles, repeats, peak extra MB (None: unknown)."""
-    run = find(op).contender(contender).run
+def measure(
+    benchmark: Benchmark, contender: Contender, shapes: list[Shape], dtype: str, device: str, min_seconds: float
+) -> Iterator[dict[str, dict]]:
+    """For each shape, by pass: ms at quantiles, repeats, peak extra MB (None: unknown); or a note why not."""
+    if not _on_gpu(device):  # libraries and threads are loaded here, or they would count as memory
+        for pass_ in _prepared(benchmark, contender, benchmark.gate_shape, dtype, device)[0].values():
+            pass_()
+    for shape in shapes:
+        try:
+            yield _measure_shape(benchmark, contender, shape, dtype, device, min_seconds)
+        except Exception as error:  # one shape that does not fit does not end the others
+            yield {name: {"note": why(error)} for name in benchmark.pass_names}
+        _forget_shape(device)
 
-    def passes(shape: Shape) -> dict[str, Callable[[], None]]:
-        x, lengths = make_input(shape, device), torch.full((shape["B"],), shape["T"], device=device)
-        differentiable = x.detach().requires_grad_()
-        grad = torch.ones_like(run(x, lengths, shape))  # made here, so that it counts as an input
 
-        def forward() -> None:
-            run(x, lengths, shape)
+def ceilings(dtype: str, device: str) -> dict[str, float]:
+    """What the device does at best: GB/s of a large copy (read and write counted), TFLOP/s of a large product."""
+    num_bytes, side = (1 << 30, 8192) if _on_gpu(device) else (1 << 25, 512)
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy_time = statistics.median(_times(lambda: target.copy_(source), device, 0.1))
+    a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
+    product_time = statistics.median(_times(lambda: torch.mm(a, b), device, 0.1))
+    return {"copy_gb_per_s": 2e-9 * num_bytes / copy_time, "matmul_tflops": 2e-12 * side**3 / product_time}
 
-        def forward_backward() -> None:
-            torch.autograd.grad(run(differentiable, lengths, shape), differentiable, grad)
 
-        return {"forward": forward, "forward+backward": forward_backward}
+def clocks(device: str) -> str:
+    """SM, memory and highest SM clock in MHz, power in W, as nvidia-smi says; empty where it cannot."""
+    if not _on_gpu(device):
+        return ""
+    query = "--query-gpu=clocks.sm,clocks.mem,clocks.max.sm,power.draw"
+    index = str(torch.device(device).index or 0)
+    try:
+        command = ["nvidia-smi", "-i", index, query, "--format=csv,noheader,nounits"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
-    for warm_up in passes({**shape, "T": 256}).values():  # libraries and threads are loaded here
-        warm_up()
+
+def _measure_shape(
+    benchmark: Benchmark, contender: Contender, shape: Shape, dtype: str, device: str, min_seconds: float
+) -> dict[str, dict]:
+    passes, prepared_bytes = _prepared(benchmark, contender, shape, dtype, device)
     results = {}
-    for name, pass_ in passes(shape).items():
+    for name, pass_ in passes.items():
+        if _on_gpu(device):
+            for _ in range(1 + WARM_UP_REPEATS):
+                pass_()
         peak = _peak_extra_bytes(pass_, device)
         times = _times(pass_, device, min_seconds)
         p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
@@ -48,30 +86,82 @@ def measure(op: str, contender: str, shape: Shape, device: str, min_seconds: flo
             "ms_p20": 1e3 * p20,
             "ms_p50": 1e3 * statistics.median(times),
             "ms_p80": 1e3 * p80,
+            "ms_p95": 1e3 * statistics.quantiles(times, n=20, method="inclusive")[-1],
             "repeats": len(times),
-            "peak_extra_mb": None if peak is None else peak / 1e6,
+            "peak_extra_mb": None if peak is None else (peak + prepared_bytes) / 1e6,
         }
     return results
 
 
-def _times(pass_: Callable[[], None], device: str, min_seconds: float) -> list[float]:
+def _prepared(
+    benchmark: Benchmark, contender: Contender, shape: Shape, dtype: str, device: str
+) -> tuple[dict[str, Pass], int]:
+    """The passes, and the bytes of what the contender prepared for them."""
+    inputs = benchmark.make(shape, DTYPES[dtype], device)
+    prepared = contender.prepare(inputs, shape)
+    passes = benchmark.passes(contender, inputs | prepared, shape)
+    assert tuple(passes) == benchmark.pass_names, (tuple(passes), benchmark.pass_names)
+    return passes, _num_bytes(prepared)
+
+
+def _num_bytes(inputs: Inputs) -> int:
+    total = 0
+    for value in inputs.values():
+        tensors = [value] if isinstance(value, Tensor) else value.parameters() if isinstance(value, nn.Module) else ()
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total
+
+
+def _forget_shape(device: str) -> None:
+    """Compiled code is for one shape; a cache of another shape's blocks is no memory that this one needs."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    if _on_gpu(device):
+        torch.cuda.empty_cache()
+
+
+def _times(pass_: Pass, device: str, min_seconds: float) -> list[float]:
+    """Seconds of each repeat."""
+    return _gpu_times(pass_, device, min_seconds) if _on_gpu(device) else _cpu_times(pass_, min_seconds)
+
+
+def _cpu_times(pass_: Pass, min_seconds: float) -> list[float]:
     times: list[float] = []
     while len(times) < MIN_REPEATS or (sum(times) < min_seconds and len(times) < MAX_REPEATS):
-        _synchronize(device)
         begin = time.perf_counter()
         pass_()
-        _synchronize(device)
         times.append(time.perf_counter() - begin)
     return times
 
 
-def _peak_extra_bytes(pass_: Callable[[], None], device: str) -> int | None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def _gpu_times(pass_: Pass, device: str, min_seconds: float) -> list[float]:
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    flush = torch.empty(max(2 * cache_bytes, 1 << 26), dtype=torch.uint8, device=device)
+    pass_()
+    torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    while len(events) < MIN_REPEATS or (time.perf_counter() - begin < min_seconds and len(events) < MAX_REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
         pass_()
-        _synchronize(device)
-        return torch.cuda.max_memory_allocated() - before
+        end.record()
+        events.append((start, end))
+        if len(events) % 10 == 0:  # the queue stays short, so that the clock above tells the device's time too
+            torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)
+    return [1e-3 * start.elapsed_time(end) for start, end in events]
+
+
+def _peak_extra_bytes(pass_: Pass, device: str) -> int | None:
+    if _on_gpu(device):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        pass_()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     try:
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)
@@ -89,10 +179,23 @@ def _status_bytes(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def _answer(request: dict[str, Any]) -> None:
+    device = request["device"]
+    if _on_gpu(device):
+        torch.cuda.set_device(device)
+    if "contender" not in request:
+        print(json.dumps(ceilings(request["dtype"], device)), flush=True)
+        return
+    benchmark = load(request.pop("source"))
+    contender = benchmark.contender(request.pop("contender"))
+    for result in measure(benchmark, contender, **request):
+        noted = {name: {**row, "clocks": clocks(device)} for name, row in result.items()}
+        print(json.dumps(noted), flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    _answer(json.loads(sys.argv[1]))

@@ -1,137 +1,229 @@
-"""The benchmark measures, reports what it measured, and does not time a kernel that is wrong."""
+"""The benchmark measures, reports what it measured, and does not time what is wrong."""
 
 import csv
 import dataclasses
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TOLERANCE
 
-from sumix_kernels.bench import measure, registry, report
+from sumix_kernels.bench import chunk_summary, fast_rnnt, gate, measure, registry, report
 from sumix_kernels.bench import run as bench_run
+from sumix_kernels.bench.run import Settings
+
+SUMMARY = chunk_summary.BENCHMARK
+QUICK = Settings(min_seconds=0.0, plot=False, most=1024)
+COMPILED = ("torch, compiled", "attention, FlexAttention")
 
 
-def replace_contender(monkeypatch, run):
-    good = registry.find("chunk_summary")
-    bad = dataclasses.replace(good, contenders=(dataclasses.replace(good.contenders[0], run=run), *good.contenders[1:]))
-    monkeypatch.setattr(registry, "benchmarks", lambda: {"chunk_summary": bad})
+def with_contender(index=1, **changes):
+    """chunk_summary's benchmark with one contender (the torch backend) changed."""
+    contenders = list(SUMMARY.contenders)
+    contenders[index] = dataclasses.replace(contenders[index], **changes)
+    return dataclasses.replace(SUMMARY, contenders=tuple(contenders))
 
 
-def counts_padding(x, lengths, shape):
-    return (
-        registry.find("chunk_summary")
-        .contenders[1]
-        .run(x, torch.full_like(lengths, shape["T"]), shape)[:, :: shape["C"]]
-    )
+def counts_padding(inputs, shape):
+    return SUMMARY.contenders[1].run(inputs | {"lengths": torch.full_like(inputs["lengths"], shape["T"])}, shape)
 
 
-@pytest.mark.parametrize("op", registry.benchmarks())
-def test_every_gate_is_green(op):
-    registry.check(registry.find(op), "cpu")
+def loses_gradient(inputs, shape):
+    right = SUMMARY.contenders[1].run
+    return right(inputs | {"x": inputs["x"].detach()}, shape) + 0 * right(inputs, shape)
+
+
+def test_tolerances_are_those_of_the_tests():
+    assert {registry.DTYPES[name]: allowed for name, allowed in registry.TOLERANCE.items()} == {
+        dtype: allowed for dtype, allowed in TOLERANCE.items() if dtype != torch.float64
+    }
+
+
+@pytest.mark.parametrize("dtype", ("fp32", "fp16"))
+@pytest.mark.parametrize("op", registry.OPS)
+def test_every_gate_is_green(op, dtype):
+    """Triton's contenders too, in its interpreter. What cannot run here says why."""
+    benchmark = registry.find(op)
+    contenders = tuple(c for c in benchmark.contenders if c.name not in COMPILED and dtype in (c.dtypes or (dtype,)))
+    verdicts = gate.check(benchmark, dtype, "cpu", contenders)
+    notes = {name: verdict.note for name, verdict in verdicts.items() if verdict.note}
+    assert set(notes) <= {"triton", "k2", "fast_rnnt"}, notes
+    assert all("wrong" not in note for note in notes.values()), notes
+    for name in verdicts.keys() - notes.keys():
+        assert 0 <= verdicts[name].rms_error <= benchmark.tolerance[dtype][1]
 
 
 WRONG = {
-    "padding is counted": (counts_padding, "output is wrong .* relative error"),
-    "another shape": (lambda x, lengths, shape: x, r"gives \(3, 1000, 4\), not \(3, 63, 4\)"),
-    "not a number": (lambda x, lengths, shape: x[:, :: shape["C"]] * torch.nan, "output is wrong"),
+    "padding is counted": (counts_padding, "output is wrong in fp32 .*relative error"),
+    "another shape": (lambda inputs, shape: inputs["x"], r"gives \(3, 131, 6\), not \(3, 9, 6\)"),
+    "not a number": (lambda inputs, shape: SUMMARY.contenders[1].run(inputs, shape) * torch.nan, "output is wrong"),
+    "a gradient is lost": (loses_gradient, "gradient of x is wrong"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_red_gate_stops_before_the_clock(name, monkeypatch, tmp_path):
     run, message = WRONG[name]
-    replace_contender(monkeypatch, run)
-    monkeypatch.setattr(bench_run, "_measure_apart", lambda *_: pytest.fail("a wrong kernel was timed"))
-    with pytest.raises(registry.GateError, match=f"chunk_summary.*{message}"):
-        bench_run.run("chunk_summary", tmp_path, plot=False)
+    monkeypatch.setattr(bench_run, "_ask", lambda *_: pytest.fail("something wrong was timed"))
+    with pytest.raises(gate.GateError, match=f"chunk_summary.*{message}"):
+        bench_run.run(with_contender(run=run), tmp_path, QUICK)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_gradient_is_red(monkeypatch):
-    right = registry.find("chunk_summary").contenders[0].run
-    replace_contender(monkeypatch, lambda x, *rest: right(x.detach(), *rest) + 0 * right(x, *rest))
-    with pytest.raises(registry.GateError, match="gradient is wrong"):
-        registry.check(registry.find("chunk_summary"), "cpu")
+def test_a_wrong_baseline_is_left_out_alone(tmp_path):
+    benchmark = with_contender(4, run=lambda inputs, shape: 2 * chunk_summary.masked_product(inputs, shape))
+    assert not benchmark.contenders[4].ours
+    path = bench_run.run(benchmark, tmp_path, QUICK, say=lambda line: None)
+    assert "| torch | fp32 | forward | 0." in path.read_text()
+    assert "- (T, T) product, fp32, T 1024: not run: chunk_summary: (T, T) product is not timed" in path.read_text()
+
+
+def test_what_cannot_run_says_why():
+    def absent(inputs, shape):
+        raise NotImplementedError("backend 'x' is not there\nsecond line")
+
+    verdict = gate.check(with_contender(run=absent), "fp32", "cpu", (with_contender(run=absent).contenders[1],))
+    assert verdict["torch"].note == "not run: NotImplementedError: backend 'x' is not there"
 
 
 def test_measure():
     shape = {"B": 1, "T": 4096, "D": 256, "C": 16, "L": 4}
-    results = measure.measure("chunk_summary", "chunk_summary, torch", shape, "cpu", 0.0)
-    assert set(results) == set(report.PASSES)
+    contender = SUMMARY.contender("torch")
+    (results,) = measure.measure(SUMMARY, contender, [shape], "fp32", "cpu", 0.0)
+    assert set(results) == set(registry.PASSES)
     for result in results.values():
-        assert 0 < result["ms_p20"] <= result["ms_p50"] <= result["ms_p80"]
+        assert 0 < result["ms_p20"] <= result["ms_p50"] <= result["ms_p80"] <= result["ms_p95"]
         assert result["repeats"] == measure.MIN_REPEATS
     gradient_mb = 4096 * 256 * 4 / 1e6
     peak = results["forward+backward"]["peak_extra_mb"]
     assert peak is None or 0.5 * gradient_mb < peak < 10 * gradient_mb
 
 
+def test_what_was_prepared_counts_as_memory():
+    shape = {"B": 1, "T": 1024, "D": 4, "C": 16, "L": 4}
+    (results,) = measure.measure(SUMMARY, SUMMARY.contender("(T, T) product"), [shape], "fp32", "cpu", 0.0)
+    peak = results["forward"]["peak_extra_mb"]
+    assert peak is None or peak >= 4 * 1024**2 / 1e6
+
+
+def test_a_shape_that_fails_does_not_end_the_others():
+    shapes = [{"B": 1, "T": T, "D": 4, "C": C, "L": 4} for T, C in ((64, 0), (64, 16))]
+    bad, good = measure.measure(SUMMARY, SUMMARY.contender("torch"), shapes, "fp32", "cpu", 0.0)
+    assert bad["forward"]["note"].startswith("not run: ValueError: chunk_size must be")
+    assert good["forward"]["ms_p50"] > 0
+
+
 def test_run_writes_table_and_says_what_was_not_run(tmp_path):
     said = []
-    path = bench_run.run(
-        "chunk_summary",
-        tmp_path,
-        memory_limit_gb=0.005,
-        min_seconds=0.0,
-        max_frames=1024,
-        plot=False,
-        command="bench --so",
-        say=said.append,
-    )
-    text = path.read_text()
+    settings = QUICK._replace(memory_limit_gb=0.005, command="bench --so")
+    text = bench_run.run(SUMMARY, tmp_path, settings, said.append).read_text()
     assert "    bench --so\n" in text and torch.__version__ in text
-    assert "| masked (T, T) product | 1024 | not run: needs 0.00524 GB, over the limit of 0.005 GB |" in text
+    assert "- (T, T) product, fp32, T 1024: not run: needs 0.00629 GB, over the limit of 0.005 GB" in text
+    assert "- triton, fp32, T 1024: not run: Triton's interpreter has no speed to measure" in text
     rows = list(csv.DictReader((tmp_path / "chunk_summary.csv").open()))
-    assert len(rows) == 3 * 2 and len(said) == 1 + 3
+    timed = [row for row in rows if row["ms_p50"]]
+    assert {row["contender"] for row in timed} == {"torch", "torch + broadcast_chunks"}
     for row in rows:
-        assert row["command"] == "bench --so" and row["machine"] and row["date"]
+        assert row["command"] == "bench --so" and row["machine"] and row["date"] and float(row["copy_gb_per_s"]) > 0
         assert bool(row["note"]) != bool(row["ms_p50"])
-        assert bool(row["note"]) == (row["contender"].startswith("masked"))
+    for row in timed:
+        seconds, frames = 1e-3 * float(row["ms_p50"]), 1024 * 512
+        num_bytes = 4 * (frames + frames // 16) * (2 if row["pass"] == "forward+backward" else 1)
+        assert float(row["least_bytes"]) == num_bytes
+        assert float(row["gb_per_s"]) == pytest.approx(1e-9 * num_bytes / seconds)
+        assert float(row["share_of_copy"]) == pytest.approx(float(row["gb_per_s"]) / float(row["copy_gb_per_s"]))
+        assert float(row["gate_rms_error"]) < 1e-6
+    ours = {(row["contender"], row["pass"]): float(row["ms_p50"]) for row in timed}
+    ratio = next(row for row in timed if row["contender"] != "torch" and row["pass"] == "forward")
+    assert float(ratio["time_of_torch_over_own"]) == pytest.approx(
+        ours["torch", "forward"] / ours["torch + broadcast_chunks", "forward"]
+    )
+
+
+def test_a_budget_ends_in_notes(tmp_path):
+    text = bench_run.run(SUMMARY, tmp_path, QUICK._replace(budget=1e-9), lambda line: None).read_text()
+    assert "- torch, fp32, T 1024: not run: no time left in the budget" in text
+
+
+def test_a_process_that_dies_is_a_note():
+    request = {"source": "no.such.module", "contender": "torch", "dtype": "fp32", "device": "cpu"}
+    (answer,) = bench_run._ask(request, 1, 60, {"forward": {}})
+    assert "not run: ModuleNotFoundError" in answer["forward"]["note"]
+
+
+def test_baselines_of_another_dtype_are_compared():
+    shape = {"B": 1, "T": 1024, "D": 4, "C": 16, "L": 4}
+    times = (("triton", "bf16", 1.0), ("torch", "fp32", 3.0), ("torch", "bf16", 2.0), ("(T, T) product", "fp32", 8.0))
+    rows = [
+        {"contender": name, "dtype": dtype, "pass": "forward", **shape, "ms_p50": ms, "peak_extra_mb": 2 * ms}
+        for name, dtype, ms in times
+    ]
+    report._compare(SUMMARY, rows)
+    assert rows[0]["time_of_torch_over_own"] == 2 and rows[1]["time_of_(T, T) product_over_own"] == 8 / 3
+    assert rows[0]["time_of_(T, T) product_over_own"] == rows[0]["memory_of_(T, T) product_over_own"] == 8
+    assert "time_of_torch_over_own" not in rows[1]
 
 
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
+    figures = {"ms_p20": 1, "ms_p50": 2, "ms_p80": 3, "repeats": 3, "peak_extra_mb": None}
     rows = [
-        {"op": "op", "contender": name, "pass": pass_, "B": 1, "T": T, **figures}
-        for name, figures in (("a", {"ms_p20": 1, "ms_p50": 2, "ms_p80": 3, "repeats": 3}), ("b", {"note": "not run"}))
-        for pass_ in report.PASSES
+        {"benchmark": "chunk_summary", "contender": name, "dtype": "fp32", "pass": pass_, "B": 1, "T": T, **result}
+        for name, result in (("torch", figures), ("triton", {"note": "not run: no"}))
+        for pass_ in registry.PASSES
         for T in (1024, 2048)
     ]
-    for row in rows:
-        row.setdefault("peak_extra_mb", None)
-    report.write(
-        tmp_path, "op", rows, {"machine": "m", "versions": "v", "load": "l", "date": "d", "command": "c"}, plot=True
-    )
-    assert (tmp_path / "op.png").read_bytes().startswith(b"\x89PNG")
-    assert "![time and memory of op" in (tmp_path / "op.md").read_text()
+    rows = [row | {"copy_gb_per_s": 1.0, "matmul_tflops": 1.0} for row in rows]
+    environment = {"machine": "m", "versions": "v", "load": "l", "date": "d", "command": "c"}
+    path = report.write(tmp_path, SUMMARY, rows, environment, plot=True)
+    assert (tmp_path / "chunk_summary.png").read_bytes().startswith(b"\x89PNG")
+    assert "![chunk_summary against T](chunk_summary.png)" in path.read_text()
+    assert "- triton, fp32, T 1024, 2048: not run: no" in path.read_text()
 
 
 def test_growth():
-    rows = [{"T": T, "linear": 3e-4 * T, "square": 2e-7 * T**2, "unknown": None} for T in (1024, 8192, 16384, 131072)]
-    assert report.growth(rows, "linear") == pytest.approx(1)
-    assert report.growth(rows, "square") == pytest.approx(2)
-    assert report.growth(rows, "unknown") is None
-    assert report.growth(rows[:2], "linear") is None
+    rows = [{"T": T, "linear": 3e-4 * T, "square": 2e-7 * T**2, "unknown": None} for T in (1024, 8192, 16384)]
+    assert report.growth(rows, "T", "linear") == pytest.approx(1)
+    assert report.growth(rows, "T", "square") == pytest.approx(2)
+    assert report.growth(rows, "T", "unknown") is None
+    assert report.growth(rows[1:], "T", "linear") is None
 
 
 def test_bad_arguments_are_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="op must be one of chunk_summary, got 'chunk_sumary'"):
-        bench_run.run("chunk_sumary", tmp_path)
-    with pytest.raises(
-        ValueError, match="max frames must be at least 1024, the smallest shape of chunk_summary, got 5"
-    ):
-        bench_run.run("chunk_summary", tmp_path, max_frames=5)
+    with pytest.raises(ValueError, match="op must be one of chunk_summary, .*, got 'chunk_sumary'"):
+        registry.find("chunk_sumary")
+    with pytest.raises(ValueError, match="max size must be at least 1024, the smallest T of chunk_summary, got 5"):
+        bench_run.run(SUMMARY, tmp_path, QUICK._replace(most=5))
     with pytest.raises(ValueError, match=r"device must be cpu, or cuda .*got 'tpu'"):
-        bench_run.run("chunk_summary", tmp_path, device="tpu")
+        bench_run.run(SUMMARY, tmp_path, QUICK._replace(device="tpu"))
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install matplotlib, or .* --no-plot"):
-        bench_run.run("chunk_summary", tmp_path)
+        bench_run.run(SUMMARY, tmp_path, QUICK._replace(plot=True))
 
 
-def test_door_names_the_option(tmp_path):
-    command = [sys.executable, str(ROOT / "bin" / "bench"), "kernels", "--out", str(tmp_path), "--op", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "bench: op must be one of chunk_summary, got 'nothing'\n"
+def test_sources_of_fast_rnnt_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv(fast_rnnt.SOURCES, raising=False)
+    assert fast_rnnt.obstacle("cpu") == "give its sources with --fast-rnnt DIR"
+    monkeypatch.setenv(fast_rnnt.SOURCES, str(tmp_path))
+    assert fast_rnnt.obstacle("cpu") == f"{tmp_path} has no fast_rnnt/csrc/mutual_information_cpu.cu"
+
+
+@pytest.mark.slow
+def test_fast_rnnt_agrees():
+    """With its sources in $SUMIX_FAST_RNNT: built, and held equal to the fp64 reference."""
+    if fast_rnnt.obstacle("cpu"):
+        pytest.skip(f"no sources in ${fast_rnnt.SOURCES}")
+    benchmark = registry.find("loss")
+    verdict = gate.check(benchmark, "fp32", "cpu", (benchmark.contender("fast_rnnt"),))["fast_rnnt"]
+    assert verdict.note == "" and verdict.rms_error < benchmark.tolerance["fp32"][1]
+
+
+def test_a_measuring_process_answers_in_json():
+    request = {"source": SUMMARY.source, "contender": "torch", "dtype": "fp32", "device": "cpu", "min_seconds": 0.0}
+    request["shapes"] = [{"B": 1, "T": 64, "D": 4, "C": 16, "L": 4}]
+    command = [sys.executable, "-m", "sumix_kernels.bench.measure", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ)
+    assert json.loads(done.stdout)["forward"]["ms_p50"] > 0
