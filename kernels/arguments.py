@@ -33,15 +33,21 @@ def check_chunk_size(chunk_size: int | Tensor | None, x: Tensor) -> tuple[int | 
 
     The smallest value of a tensor is read on the host: keep chunk sizes on the CPU.
     """
-    batch_size, num_frames = x.shape[0], x.shape[1]
-    longest = max(num_frames, 1)
+    num_frames = x.shape[1]
+    size = check_frames_of_chunk(chunk_size, x)
+    if not isinstance(chunk_size, Tensor):
+        return size, num_chunks(num_frames, size)
+    smallest = int(chunk_size.min()) if len(chunk_size) else num_frames
+    return size, num_chunks(num_frames, max(1, min(smallest, num_frames)))
+
+
+def check_frames_of_chunk(chunk_size: int | Tensor | None, x: Tensor) -> int | Tensor:
+    """Chunk size (B, 1) on x's device, or int, between 1 and T. No value of a tensor on a GPU is read."""
+    longest = max(x.shape[1], 1)
     if isinstance(chunk_size, Tensor):
-        _check_integers("chunk_size", chunk_size, batch_size, 1)
-        sizes = chunk_size.to(torch.int64).clamp(max=longest)
-        smallest = int(sizes.min()) if batch_size else longest
-        return sizes.to(x.device, non_blocking=True)[:, None], num_chunks(num_frames, smallest)
-    size = longest if chunk_size is None else min(_integer("chunk_size", chunk_size, 1, "frames"), longest)
-    return size, num_chunks(num_frames, size)
+        _check_integers("chunk_size", chunk_size, x.shape[0], 1)
+        return chunk_size.to(torch.int64).clamp(max=longest).to(x.device, non_blocking=True)[:, None]
+    return longest if chunk_size is None else min(_integer("chunk_size", chunk_size, 1, "frames"), longest)
 
 
 def check_left_context(left_context: int | Tensor | None, x: Tensor, chunks: int) -> int | Tensor | None:
@@ -49,9 +55,8 @@ def check_left_context(left_context: int | Tensor | None, x: Tensor, chunks: int
     if isinstance(left_context, Tensor):
         _check_integers("left_context", left_context, x.shape[0], 0)
         return left_context.to(torch.int64).clamp(max=chunks).to(x.device, non_blocking=True)[:, None]
-    if left_context is None or _integer("left_context", left_context, 0, "chunks") >= chunks - 1:
-        return None
-    return operator.index(left_context)
+    left_context = None if left_context is None else _integer("left_context", left_context, 0, "chunks")
+    return None if left_context is None or left_context >= chunks - 1 else left_context
 
 
 def readable(values: Tensor) -> bool:
@@ -59,9 +64,11 @@ def readable(values: Tensor) -> bool:
 
 
 def _integer(name: str, value: int, least: int, unit: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+    if not isinstance(value, int) and hasattr(value, "__index__"):  # torch.compile can trace neither, nor has to
+        value = operator.index(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer >= {least} ({unit}), a tensor (B,) of them or None, got {value!r}")
-    return operator.index(value)
+    return value
 
 
 def _check_integers(name: str, values: Tensor, batch_size: int, least: int) -> None:

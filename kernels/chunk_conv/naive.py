@@ -5,9 +5,17 @@ from torch import Tensor
 
 
 def chunk_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, chunk_size: int | Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor,
+    chunk_size: int | Tensor | None,
+    glu: bool = False,
 ) -> Tensor:
-    """x (B, T, D), weight (D, k), bias (D,) or None -> (B, T, D) fp64."""
+    """x (B, T, D) or, with a GLU, (B, T, 2D), weight (D, k), bias (D,) or None -> (B, T, D) fp64."""
+    if glu:
+        values, gates = x.double().chunk(2, 2)
+        x = values * gates.sigmoid()
     (B, T, D), k = x.shape, weight.shape[1]
     time = torch.arange(T, device=x.device)
     outputs = []

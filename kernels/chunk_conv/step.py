@@ -9,23 +9,25 @@ from sumix_kernels.chunk_conv.op import check_taps
 
 
 def chunk_conv1d_step(
-    x: Tensor, lengths: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None
+    x: Tensor, lengths: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, *, glu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Convolve one chunk, and keep its last frames for the next.
 
-    x (B, C', D), lengths (B,) valid frames of this chunk, history (B, k//2, D) the frames before it (zeros at the
-    start), weight (D, k), bias (D,) or None -> (B, C', D) in x's dtype, padded frames zero, and the next history.
-    Equal to the frames of `chunk_conv1d`.
+    x (B, C', D), or (B, C', 2D) with a GLU, lengths (B,) valid frames of this chunk, history (B, k//2, D) the frames
+    before it, after the GLU (zeros at the start), weight (D, k), bias (D,) or None -> (B, C', D) in x's dtype, padded
+    frames zero, and the next history. Equal to the frames of `chunk_conv1d`.
 
     Raises ValueError where shapes do not fit.
     """
-    B, num_frames, D = check_frames(x)
+    B, num_frames, width = check_frames(x)
+    D = width // 2 if glu else width
     lengths = check_lengths(lengths, x)
-    half = check_taps(weight, bias, x) // 2
+    half = check_taps(weight, bias, x, glu) // 2
     if history.shape != (B, half, D):
         raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
     padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
-    frames = torch.cat([history.to(x.dtype), x.masked_fill(padding, 0)], 1)
+    x = x.masked_fill(padding, 0)
+    frames = torch.cat([history.to(x.dtype), F.glu(x) if glu else x], 1)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.float()
         y = F.conv1d(F.pad(frames.float(), (0, 0, 0, half)).mT, weight.float()[:, None], bias, groups=D).mT

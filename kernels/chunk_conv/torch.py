@@ -13,17 +13,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
-def chunk_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, chunk_size: int | Tensor) -> Tensor:
+def chunk_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, chunk_size: int | Tensor, glu: bool
+) -> Tensor:
     """Chunk sizes are an int or (B, 1)."""
-    return _ChunkConv.apply(x, weight, bias, lengths, chunk_size)
+    return _ChunkConv.apply(x, weight, bias, lengths, chunk_size, glu)
 
 
 class _ChunkConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, lengths, chunk_size):
+    def forward(ctx, x, weight, bias, lengths, chunk_size, glu):
         frames = _masked(x, lengths)
+        if glu:
+            frames = F.glu(frames)
         taps = weight.T.to(frames.dtype).contiguous()  # (k, D)
         k = len(taps)
         y = frames * taps[k // 2]
@@ -33,7 +38,7 @@ class _ChunkConv(torch.autograd.Function):
             receiving.addcmul_(read if allowed is None else read * allowed, taps[j])
         y.masked_fill_(_padding(lengths, x.shape[1]), 0)
         ctx.save_for_backward(x, weight, lengths)
-        ctx.chunk_size, ctx.bias_dtype = chunk_size, None if bias is None else bias.dtype
+        ctx.chunk_size, ctx.glu, ctx.bias_dtype = chunk_size, glu, None if bias is None else bias.dtype
         return y.to(x.dtype)
 
     @staticmethod
@@ -43,14 +48,22 @@ class _ChunkConv(torch.autograd.Function):
         grad = _masked(grad, lengths)
         taps = weight.T.to(grad.dtype).contiguous()
         k = len(taps)
-        grad_x = grad_weight = grad_bias = None
+        grad_x = grad_weight = grad_bias = gates = None
+        if ctx.glu or ctx.needs_input_grad[1]:
+            frames = _masked(x, lengths)
+        if ctx.glu:
+            frames, gates = frames.chunk(2, 2)
+            gates = gates.sigmoid()
+            frames = frames * gates
         if ctx.needs_input_grad[0]:
             grad_x = grad * taps[k // 2]
             for j, sending, receiving, allowed in _tap_views(grad, grad_x, k, ctx.chunk_size):
                 receiving.addcmul_(sending if allowed is None else sending * allowed, taps[j])
+            if ctx.glu:
+                grad_x = torch.cat([grad_x * gates, grad_x * frames * (1 - gates)], 2)
             grad_x = grad_x.masked_fill_(_padding(lengths, x.shape[1]), 0).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            frames, buffer = _masked(x, lengths), torch.empty_like(grad)
+            buffer = torch.empty_like(grad)
             grad_weight = torch.zeros_like(taps)
             grad_weight[k // 2] = _dot(grad, frames, None, buffer)
             for j, sending, read, allowed in _tap_views(grad, frames, k, ctx.chunk_size):
@@ -58,7 +71,7 @@ class _ChunkConv(torch.autograd.Function):
             grad_weight = grad_weight.T.to(weight.dtype)
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
             grad_bias = grad.flatten(0, 1).sum(0).to(ctx.bias_dtype)
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _padding(lengths: Tensor, num_frames: int) -> Tensor:

@@ -36,12 +36,12 @@ class ChunkConvolution(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         """x (B, T, D), lengths (B,) -> (B, T, D)."""
-        y = chunk_conv1d(F.glu(self.expand(x)), self.weight, self.bias, lengths, context.chunk_size)
+        y = chunk_conv1d(self.expand(x), self.weight, self.bias, lengths, context.chunk_size, glu=True)
         return self._finish(y, lengths)
 
     def step(self, x: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
-        y, state = chunk_conv1d_step(F.glu(self.expand(x)), lengths, state, self.weight, self.bias)
+        y, state = chunk_conv1d_step(self.expand(x), lengths, state, self.weight, self.bias, glu=True)
         return self._finish(y, lengths), state
 
     def _finish(self, y: Tensor, lengths: Tensor) -> Tensor:

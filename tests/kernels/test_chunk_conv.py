@@ -16,17 +16,17 @@ def ragged_lengths(num_frames: int, chunk_size: int) -> torch.Tensor:
     return torch.tensor([length for length in sorted(wanted) if length <= num_frames])
 
 
-def check_against_naive(x, lengths, chunk_size, k=15, parameter_dtype=None):
+def check_against_naive(x, lengths, chunk_size, k=15, parameter_dtype=None, glu=False):
     """Output and the gradients of input, weight and bias."""
-    D, parameter_dtype = x.shape[2], parameter_dtype or x.dtype
+    D, parameter_dtype = x.shape[2] // 2 if glu else x.shape[2], parameter_dtype or x.dtype
     inputs = [x.detach(), torch.randn(D, k).to(parameter_dtype), torch.randn(D).to(parameter_dtype)]
     inputs = [value.requires_grad_() for value in inputs]
-    y = K.chunk_conv1d(*inputs, lengths, chunk_size, backend="torch")
+    y = K.chunk_conv1d(*inputs, lengths, chunk_size, glu=glu, backend="torch")
     weights = torch.randn(y.shape).to(x.dtype)
     grads = torch.autograd.grad(y, inputs, weights)
 
     reference_inputs = [value.detach().double().requires_grad_() for value in inputs]
-    reference = naive.chunk_conv1d(*reference_inputs, lengths, chunk_size)
+    reference = naive.chunk_conv1d(*reference_inputs, lengths, chunk_size, glu)
     reference_grads = torch.autograd.grad(reference, reference_inputs, weights.double())
     assert y.dtype == x.dtype
     assert_close_as(y, reference, x.dtype)
@@ -42,6 +42,18 @@ def check_against_naive(x, lengths, chunk_size, k=15, parameter_dtype=None):
 def test_equals_naive(dtype, chunk_size, poisoned_memory):
     lengths = ragged_lengths(130, chunk_size or 130)
     check_against_naive(torch.randn(len(lengths), 130, 3).to(dtype), lengths, chunk_size)
+
+
+@pytest.mark.parametrize("chunk_size", (7, None, torch.tensor([7, 64, 1])))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_glu(dtype, chunk_size, poisoned_memory):
+    check_against_naive(torch.randn(3, 70, 6).to(dtype), torch.tensor([70, 41, 0]), chunk_size, glu=True)
+
+
+def test_glu_is_torchs():
+    x, weight, lengths = torch.randn(2, 20, 6), torch.randn(3, 5), torch.tensor([20, 11])
+    expected = K.chunk_conv1d(torch.nn.functional.glu(x), weight, None, lengths, 8)
+    assert torch.equal(K.chunk_conv1d(x, weight, None, lengths, 8, glu=True), expected)
 
 
 @pytest.mark.parametrize("k", (1, 3, 7, 31))
@@ -109,10 +121,12 @@ def test_padding_is_never_read(chunk_size):
 
 
 @pytest.mark.parametrize("chunk_size", (3, 10, torch.tensor([3, 10])))
-def test_gradcheck(chunk_size):
-    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 10, 2), (2, 5), (2,))]
+@pytest.mark.parametrize("glu", (False, True))
+def test_gradcheck(glu, chunk_size):
+    shapes = ((2, 10, 4 if glu else 2), (2, 5), (2,))
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     lengths = torch.tensor([10, 7])
-    assert torch.autograd.gradcheck(lambda x, w, b: K.chunk_conv1d(x, w, b, lengths, chunk_size), inputs)
+    assert torch.autograd.gradcheck(lambda x, w, b: K.chunk_conv1d(x, w, b, lengths, chunk_size, glu=glu), inputs)
 
 
 def test_gradients_are_deterministic():
@@ -134,14 +148,16 @@ def test_same_under_autocast():
 
 @pytest.mark.parametrize("k", (1, 7, 15))
 @pytest.mark.parametrize("chunk_size", (1, 4, 8, 16, 32))
-def test_steps_equal_the_whole(chunk_size, k):
+@pytest.mark.parametrize("glu", (False, True))
+def test_steps_equal_the_whole(glu, chunk_size, k):
     weight, bias = torch.randn(3, k), torch.randn(3)
     for num_frames in sorted({1, chunk_size - 1, chunk_size, chunk_size + 1, 75} - {0}):
-        x = torch.randn(2, num_frames, 3)
-        y = K.chunk_conv1d(x, weight, bias, torch.full((2,), num_frames), chunk_size)
+        x = torch.randn(2, num_frames, 6 if glu else 3)
+        y = K.chunk_conv1d(x, weight, bias, torch.full((2,), num_frames), chunk_size, glu=glu)
         history, steps = torch.zeros(2, k // 2, 3), []
         for chunk in x.split(chunk_size, 1):
-            step, history = K.chunk_conv1d_step(chunk, torch.full((2,), chunk.shape[1]), history, weight, bias)
+            lengths = torch.full((2,), chunk.shape[1])
+            step, history = K.chunk_conv1d_step(chunk, lengths, history, weight, bias, glu=glu)
             assert history.shape == (2, k // 2, 3)
             steps.append(step)
         assert_close_as(torch.cat(steps, 1), y.double(), torch.float32)
@@ -185,6 +201,8 @@ BAD_CALLS = {
     "weight of other channels": (dict(weight=torch.zeros(4, 5)), r"weight must .*got \(4, 5\)"),
     "weight of a Conv1d": (dict(weight=torch.zeros(3, 1, 5)), r"weight must .*got \(3, 1, 5\)"),
     "bias of other channels": (dict(bias=torch.zeros(4)), r"bias must be \(D,\) = \(3,\) .*got \(4,\)"),
+    "half a GLU": (dict(x=torch.zeros(2, 10, 5), glu=True), r"x must be \(B, T, 2D\) with a GLU, got \(2, 10, 5\)"),
+    "weight of the channels before the GLU": (dict(x=torch.zeros(2, 10, 2), glu=True), r"weight must .*\(1, odd\)"),
     "x of two dimensions": (dict(x=torch.zeros(2, 10)), r"x must .*\(2, 10\)"),
     "length beyond T": (dict(lengths=torch.tensor([11, 4])), "lengths must be at most T = 10"),
     "no chunk": (dict(chunk_size=0), "chunk_size must be an integer >= 1 .*got 0"),
@@ -206,3 +224,4 @@ def test_bad_history_is_named():
 
 def test_no_frames():
     assert K.chunk_conv1d(torch.zeros(2, 0, 3), WEIGHT, None, torch.tensor([0, 0]), 4).shape == (2, 0, 3)
+    assert K.chunk_conv1d(torch.zeros(2, 0, 6), WEIGHT, None, torch.tensor([0, 0]), 4, glu=True).shape == (2, 0, 3)
