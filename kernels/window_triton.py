@@ -58,7 +58,7 @@ def windowed_rows(
         _windows_kernel[(blocks, cdiv(D, block_d), B)](
             rows, middle, counts, out, left if per_utterance else None,
             N, D, 0 if per_utterance else left, log_decay, *rows.stride(),
-            BLOCK, block_d, reverse, divide == "before", divide == "after", num_warps=8,
+            BLOCK, 16, block_d, reverse, divide == "before", divide == "after",
         )  # fmt: skip
     return out
 
@@ -96,32 +96,33 @@ def _block_sums_kernel(
 @triton.jit(do_not_specialize=["num_rows", "left"])
 def _windows_kernel(
     p_rows, p_middle, p_counts, p_out, p_left, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
-    BN: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr, DIVIDE_BEFORE: tl.constexpr, DIVIDE_AFTER: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    REVERSE: tl.constexpr, DIVIDE_BEFORE: tl.constexpr, DIVIDE_AFTER: tl.constexpr,
 ):  # fmt: skip
     i_n, i_d, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_n, o_d = i_n * BN + tl.arange(0, BN), i_d * BD + tl.arange(0, BD)
     if p_left is not None:
         left = tl.load(p_left + i_b).to(tl.int32)
-    i_first = i_n - (left + BN - 1) // BN  # the leftmost block that a row of this one sees
+    head = tl.maximum(i_n * BN - left, 0) // BK * BK
+    head_end = i_n * BN
     b_acc = tl.zeros([BN, BD], dtype=tl.float32)
     if p_middle is not None:
-        i_last_head = tl.minimum(i_first + 2, i_n)
-    else:
-        i_last_head = i_n
-    for i_m in range(tl.maximum(i_first, 0), i_last_head):
-        b_acc = _add_block(
-            b_acc, p_rows, p_counts, i_b, i_m, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
-            BN, REVERSE, DIVIDE_BEFORE,
-        )  # fmt: skip
-    if p_middle is not None:
+        i_first = i_n - (left + BN - 1) // BN  # the leftmost block that a row of this one sees
+        head_end = tl.minimum(i_first + 2, i_n) * BN
         if i_n > 0:
             p = p_middle + (i_b * tl.num_programs(0) + i_n - 1) * D + o_d
             b_middle = tl.load(p, mask=o_d < D, other=0.0)
             b_acc += tl.exp(log_decay * (1 + tl.arange(0, BN)).to(tl.float32))[:, None] * b_middle[None, :]
-    b_acc = _add_block(
-        b_acc, p_rows, p_counts, i_b, i_n, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
-        BN, REVERSE, DIVIDE_BEFORE,
-    )  # fmt: skip
+    for m in range(head, head_end, BK):
+        b_acc = _add_rows(
+            b_acc, p_rows, p_counts, i_b, m, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
+            BK, REVERSE, DIVIDE_BEFORE,
+        )  # fmt: skip
+    for m in range(i_n * BN, tl.minimum((i_n + 1) * BN, num_rows), BK):
+        b_acc = _add_rows(
+            b_acc, p_rows, p_counts, i_b, m, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
+            BK, REVERSE, DIVIDE_BEFORE,
+        )  # fmt: skip
     o_row = num_rows - 1 - o_n if REVERSE else o_n
     m_row = (o_row >= 0) & (o_row < num_rows)
     if DIVIDE_AFTER:
@@ -131,11 +132,11 @@ def _windows_kernel(
 
 
 @triton.jit
-def _add_block(
-    b_acc, p_rows, p_counts, i_b, i_m, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
-    BN: tl.constexpr, REVERSE: tl.constexpr, DIVIDE: tl.constexpr,
+def _add_rows(
+    b_acc, p_rows, p_counts, i_b, m, o_n, o_d, num_rows, D, left, log_decay, stride_b, stride_n, stride_d,
+    BK: tl.constexpr, REVERSE: tl.constexpr, DIVIDE: tl.constexpr,
 ):  # fmt: skip
-    o_m = i_m * BN + tl.arange(0, BN)
+    o_m = m + tl.arange(0, BK)
     b_rows = _load_rows(
         p_rows, p_counts, i_b, o_m, o_d, num_rows, D, stride_b, stride_n, stride_d, REVERSE, DIVIDE
     )  # fmt: skip

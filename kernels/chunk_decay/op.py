@@ -31,7 +31,7 @@ def chunk_decay_mean(
         left_context: chunks; None = unlimited; or (B,). Tensors of either belong on the CPU: their values decide what
             is computed (utterances of one context together), and T or more means whole utterance and unlimited.
         decay: between 0 and 1, exclusive; of 1 it would be `chunk_summary`.
-        backend: "auto", "torch", "naive".
+        backend: "auto", "triton", "torch", "naive".
 
     Returns:
         (B, T, D) in x's dtype, accumulated in fp32, zero past an utterance's length. Time and memory are linear in T
@@ -39,9 +39,9 @@ def chunk_decay_mean(
 
     Raises:
         ValueError: shapes or values out of range (of tensors on the CPU); an unknown backend.
-        NotImplementedError: a backend that this op does not have.
+        RuntimeError: backend "triton" where it cannot run.
     """
-    implementation = backends.choose(backend, {"torch": torch.chunk_decay_mean, "naive": _naive})
+    implementation = backends.choose(backend, {"triton": _triton, "torch": torch.chunk_decay_mean, "naive": _naive}, x)
     check_frames(x)
     lengths = check_lengths(lengths, x)
     size, chunks = check_chunk_size(chunk_size, x)
@@ -56,6 +56,12 @@ def check_decay(decay: float) -> float:
     if not isinstance(decay, float) or not 0 < decay < 1:
         raise ValueError(f"decay must be a number between 0 and 1, exclusive, got {decay!r}")
     return decay
+
+
+def _triton(x: Tensor, *geometry) -> Tensor:
+    from sumix_kernels.chunk_decay import triton
+
+    return triton.chunk_decay_mean(x, *geometry)
 
 
 def _naive(x: Tensor, lengths: Tensor, chunk_size: int | Tensor, left_context: int | Tensor | None, decay: float):

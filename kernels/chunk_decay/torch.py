@@ -13,6 +13,7 @@ are taken (as exp(exponent * log a)), so nothing overflows however long the utte
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,12 +30,12 @@ def chunk_decay_mean(
     """Chunk sizes and left contexts are ints or (B, 1); left_context None: each chunk sees all before it."""
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(chunk_size, Tensor) or isinstance(left_context, Tensor):
-            return _by_context(x, lengths, chunk_size, left_context, math.log(decay))
+            return by_context(_decay_mean, x, lengths, chunk_size, left_context, math.log(decay))
         return _decay_mean(x, lengths, chunk_size, left_context, math.log(decay))
 
 
-def _by_context(x, lengths, chunk_size, left_context, log_decay: float) -> Tensor:
-    """Utterances of one context together, then all in their old order."""
+def by_context(mean: Callable[..., Tensor], x, lengths, chunk_size, left_context, log_decay: float) -> Tensor:
+    """`mean` of the utterances of one context together, then all in their old order."""
     B, T, _ = x.shape
     sizes, lefts = (v.flatten().tolist() if isinstance(v, Tensor) else [v] * B for v in (chunk_size, left_context))
     rows: dict[tuple[int, int | None], list[int]] = {}
@@ -43,7 +44,7 @@ def _by_context(x, lengths, chunk_size, left_context, log_decay: float) -> Tenso
     order = torch.tensor([row for group in rows.values() for row in group], device=x.device)
     counts = [len(group) for group in rows.values()]
     parts = zip(x.index_select(0, order).split(counts), lengths[order].split(counts), rows)
-    means = torch.cat([_decay_mean(part, ends, C, L, log_decay) for part, ends, (C, L) in parts])
+    means = torch.cat([mean(part, ends, C, L, log_decay) for part, ends, (C, L) in parts])
     return means.index_select(0, order.argsort())
 
 

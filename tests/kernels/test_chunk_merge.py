@@ -78,7 +78,7 @@ def test_long_chunks_are_cut(triton_device, poisoned_memory):
     check("triton", local, summary, torch.tensor([1300, 700]), None, dropout=0.1)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     num_frames=st.integers(1, 90),
     dim=st.integers(1, 40),

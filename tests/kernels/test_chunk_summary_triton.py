@@ -88,7 +88,7 @@ def test_strides(triton_device):
             check(x, lengths, 16, 1, gelu=gelu)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     num_frames=st.integers(1, 150),
     dim=st.integers(1, 40),
