@@ -2,8 +2,9 @@
 
 The request is JSON on the command line; each result is a line of JSON on the standard output, as soon as it is known.
 
-Time: on a GPU between CUDA events around a pass, after warm-up, the L2 cache overwritten before every repeat; on a CPU
-the wall clock. Peak extra memory is what a pass needs beyond its inputs and the gradients that come in, with what the
+Time: on a GPU between CUDA events around a pass, after warm-up, the L2 cache overwritten before every repeat, and the
+launches given a head start, so that the device's time is told and not the host's; of whole models and on a CPU the
+wall clock. Peak extra memory is what a pass needs beyond its inputs and the gradients that come in, with what the
 contender prepared counted in: on a GPU what torch's allocator hands out; on a CPU the growth of the process's resident
 memory (Linux: VmHWM after a reset, less VmRSS before, with what malloc had kept given back first; a few 100 kB are
 noise).
@@ -27,6 +28,7 @@ from sumix_kernels.bench.registry import DTYPES, Benchmark, Contender, Inputs, S
 
 MIN_REPEATS, MAX_REPEATS = 3, 200
 WARM_UP_REPEATS = 3  # on a GPU, after the first call, which compiles and tunes
+HEAD_START_CYCLES = 2_000_000  # about a millisecond, in which the host launches a pass
 
 Pass = Callable[[], object]
 
@@ -80,7 +82,7 @@ def _measure_shape(
             for _ in range(1 + WARM_UP_REPEATS):
                 pass_()
         peak = _peak_extra_bytes(pass_, device)
-        times = _times(pass_, device, min_seconds)
+        times = _times(pass_, device, min_seconds, benchmark.wall_clock)
         p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
         results[name] = {
             "ms_p20": 1e3 * p20,
@@ -120,47 +122,53 @@ def _forget_shape(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _times(pass_: Pass, device: str, min_seconds: float) -> list[float]:
+def _times(pass_: Pass, device: str, min_seconds: float, wall_clock: bool = False) -> list[float]:
     """Seconds of each repeat."""
-    return _gpu_times(pass_, device, min_seconds) if _on_gpu(device) else _cpu_times(pass_, min_seconds)
-
-
-def _cpu_times(pass_: Pass, min_seconds: float) -> list[float]:
+    if _on_gpu(device) and not wall_clock:
+        return _gpu_times(pass_, device, min_seconds)
     times: list[float] = []
     while len(times) < MIN_REPEATS or (sum(times) < min_seconds and len(times) < MAX_REPEATS):
+        _synchronize(device)
         begin = time.perf_counter()
         pass_()
+        _synchronize(device)
         times.append(time.perf_counter() - begin)
     return times
+
+
+def _synchronize(device: str) -> None:
+    if _on_gpu(device):
+        torch.cuda.synchronize(device)
 
 
 def _gpu_times(pass_: Pass, device: str, min_seconds: float) -> list[float]:
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(max(2 * cache_bytes, 1 << 26), dtype=torch.uint8, device=device)
     pass_()
-    torch.cuda.synchronize(device)
+    _synchronize(device)
     begin = time.perf_counter()
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
     while len(events) < MIN_REPEATS or (time.perf_counter() - begin < min_seconds and len(events) < MAX_REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START_CYCLES)
         flush.zero_()
         start.record()
         pass_()
         end.record()
         events.append((start, end))
         if len(events) % 10 == 0:  # the queue stays short, so that the clock above tells the device's time too
-            torch.cuda.synchronize(device)
-    torch.cuda.synchronize(device)
+            _synchronize(device)
+    _synchronize(device)
     return [1e-3 * start.elapsed_time(end) for start, end in events]
 
 
 def _peak_extra_bytes(pass_: Pass, device: str) -> int | None:
     if _on_gpu(device):
-        torch.cuda.synchronize(device)
+        _synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         pass_()
-        torch.cuda.synchronize(device)
+        _synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

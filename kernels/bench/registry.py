@@ -81,6 +81,7 @@ class Benchmark:
     gate_shape: where every contender is compared with its reference.
     make: shape, dtype, device -> inputs, the same numbers at every call.
     passes: contender, inputs, shape -> what is timed, by name.
+    wall_clock: time from the call to the result, launches included, where a GPU's own time would not be what one waits.
     work: shape, bytes of an element -> least work by pass; empty where it was not counted.
     figures: shape, pass, row of results -> further columns.
     tolerance: as TOLERANCE, for functions that round more often than once.
@@ -97,6 +98,7 @@ class Benchmark:
     axis: str = "T"
     passes: Callable[[Contender, Inputs, Shape], dict[str, Callable[[], object]]] = op_passes
     pass_names: tuple[str, ...] = PASSES
+    wall_clock: bool = False
     work: Callable[[Shape, int], Mapping[str, Work]] = lambda shape, itemsize: {}
     figures: Callable[[Shape, str, Mapping[str, Any]], dict[str, float]] = lambda shape, name, row: {}
     tolerance: Mapping[str, tuple[float, float]] = field(default_factory=lambda: TOLERANCE)

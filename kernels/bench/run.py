@@ -23,8 +23,8 @@ from sumix_kernels.bench.registry import DTYPES, Benchmark, Contender, Shape, lo
 class Settings(NamedTuple):
     """How to measure.
 
-    memory_limit_gb: 10^9 bytes that a contender may need, else it is not started. None: half a GB on a CPU, nine
-        tenths of the memory on a GPU.
+    memory_limit_gb: 10^9 bytes that a contender may need, else it is not started. None: 0.3 on a CPU, nine tenths
+        of the memory on a GPU.
     min_seconds: how long each measurement is repeated for.
     most: shapes whose axis (frames, seconds...) is larger are left out.
     budget: seconds for the whole benchmark; what does not fit in is not run, and said so.
@@ -196,7 +196,7 @@ def _row(
 
 def _default_limit_gb(device: str) -> float:
     if device == "cpu":
-        return 0.5
+        return 0.3
     return 0.9e-9 * torch.cuda.get_device_properties(device).total_memory
 
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "stream": ["sumix_stream.bench.stream"],
 }
 
+GRACE = 60  # seconds beyond its budget after which a benchmark that hangs is ended
+
 # Of `all`, in this order: seconds that a benchmark may take, with what those before it left over.
 SECONDS = {
     "sumix_kernels.bench.chunk_summary": 70,
@@ -85,8 +87,13 @@ def run_all(out: Path, settings: Settings, say: Callable[[str], None] = print) -
         part = settings._replace(budget=left)
         request = json.dumps({"source": source, "out": str(out), "settings": part._asdict()})
         say(f"{source}: {left:.0f} s at most")
-        done = subprocess.run([sys.executable, "-m", "sumix_kernels.bench.run", request])
-        if done.returncode:
+        process = subprocess.Popen([sys.executable, "-m", "sumix_kernels.bench.run", request])
+        try:
+            status = process.wait(timeout=max(left, 0) + GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status:
             failed.append(source)
     path = out / "goals.md"
     path.write_text(goals.table(out))

@@ -104,6 +104,7 @@ BENCHMARK = Benchmark(
         Contender("attention", _run, _run, ("encoder",), prepare=_prepare("attention"), ours=True, baseline=True),
     ),
     axis="seconds",
+    wall_clock=True,
     work=_work,
     figures=audio_figures,
     tolerance=TOLERANCE,

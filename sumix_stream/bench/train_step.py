@@ -81,6 +81,7 @@ BENCHMARK = Benchmark(
         Contender("attention", _loss, _loss, ("model",), prepare=_prepare("attention"), ours=True, baseline=True),
     ),
     axis="seconds",
+    wall_clock=True,
     passes=_passes,
     pass_names=("step",),
     figures=_figures,

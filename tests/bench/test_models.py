@@ -120,3 +120,9 @@ def test_door_names_what_is_wrong(tmp_path):
     assert done.returncode == 2
     ops = "chunk_summary, mixer, chunk_conv1d, chunk_decay_mean"
     assert done.stderr == f"bench: op must be one of {ops}, got 'nothing'\n"
+
+
+def test_every_goal_stands_in_the_results():
+    results = (ROOT / "kernels" / "RESULTS.md").read_text()
+    for line in goals.table(ROOT / "no such folder").splitlines()[2:]:
+        assert f"| {line.split(' | ')[0].removeprefix('| ')} |" in results, line

@@ -42,16 +42,16 @@ def test_tolerances_are_those_of_the_tests():
     }
 
 
-@pytest.mark.parametrize("dtype", ("fp32", "fp16"))
+@pytest.mark.parametrize("dtype", registry.DTYPES)
 @pytest.mark.parametrize("op", registry.OPS)
-def test_every_gate_is_green(op, dtype):
+def test_every_gate_is_green(op, dtype, triton_device):
     """Triton's contenders too, in its interpreter. What cannot run here says why."""
     benchmark = registry.find(op)
     contenders = tuple(c for c in benchmark.contenders if c.name not in COMPILED and dtype in (c.dtypes or (dtype,)))
-    verdicts = gate.check(benchmark, dtype, "cpu", contenders)
+    verdicts = gate.check(benchmark, dtype, triton_device, contenders)
     notes = {name: verdict.note for name, verdict in verdicts.items() if verdict.note}
-    assert set(notes) <= {"triton", "k2", "fast_rnnt"}, notes
-    assert all("wrong" not in note for note in notes.values()), notes
+    assert set(notes) <= {"k2", "fast_rnnt"}, notes
+    assert all("ImportError" in note or "KeyError" in note for note in notes.values()), notes
     for name in verdicts.keys() - notes.keys():
         assert 0 <= verdicts[name].rms_error <= benchmark.tolerance[dtype][1]
 
@@ -118,10 +118,10 @@ def test_a_shape_that_fails_does_not_end_the_others():
 
 def test_run_writes_table_and_says_what_was_not_run(tmp_path):
     said = []
-    settings = QUICK._replace(memory_limit_gb=0.005, command="bench --so")
+    settings = QUICK._replace(memory_limit_gb=0.004, command="bench --so")
     text = bench_run.run(SUMMARY, tmp_path, settings, said.append).read_text()
     assert "    bench --so\n" in text and torch.__version__ in text
-    assert "- (T, T) product, fp32, T 1024: not run: needs 0.00629 GB, over the limit of 0.005 GB" in text
+    assert "- (T, T) product, fp32, T 1024: not run: needs 0.00419 GB, over the limit of 0.004 GB" in text
     assert "- triton, fp32, T 1024: not run: Triton's interpreter has no speed to measure" in text
     rows = list(csv.DictReader((tmp_path / "chunk_summary.csv").open()))
     timed = [row for row in rows if row["ms_p50"]]
