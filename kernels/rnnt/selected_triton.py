@@ -76,9 +76,9 @@ def log_probs_kernel(
         # The mask that can be vectorised is the stride's; what lies between V and it is dropped after.
         m = m_r[:, None] & (o_v < stride)[None]
         b_logits = tl.load(logits + o_r[:, None] + o_v[None], mask=m, other=0.0).to(tl.float32)
+        b_logits = tl.where((o_v < V)[None], b_logits, _LOWEST)
         if bias is not None:
             b_logits += tl.load(bias + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None]
-        b_logits = tl.where((o_v < V)[None], b_logits, _LOWEST)
         b_new = tl.maximum(b_peak, tl.max(b_logits, 1))
         b_exp = tl.where((o_v < V)[None], tl.exp(b_logits - b_new[:, None]), 0.0)
         b_sum = b_sum * tl.exp(b_peak - b_new) + tl.sum(b_exp, 1)
@@ -144,8 +144,8 @@ def logits_grad_kernel(
         b_y = tl.load(y_grad + row, mask=m_r, other=0.0) * unit
         b_norm = tl.load(norm + row, mask=m_r, other=0.0)
         o = (o_r * stride)[:, None] + o_v[None]
-        b_logits = tl.load(logits + o, mask=m_r[:, None] & m_v[None], other=0.0).to(tl.float32) + b_bias[None]
-        b_logits = tl.where(m_r[:, None] & (o_v < V)[None], b_logits, _LOWEST)
+        b_logits = tl.load(logits + o, mask=m_r[:, None] & m_v[None], other=0.0).to(tl.float32)
+        b_logits = tl.where(m_r[:, None] & (o_v < V)[None], b_logits, _LOWEST) + b_bias[None]
         b_grad = -(b_x + b_y)[:, None] * tl.exp(b_logits - b_norm[:, None])
         b_grad += tl.where(o_v[None] == b_target[:, None], b_x[:, None], 0.0)
         b_grad += tl.where(o_v[None] == BLANK, b_y[:, None], 0.0)

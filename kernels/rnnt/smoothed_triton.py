@@ -53,7 +53,7 @@ def row_kernel(x, boundary, peak, best, norm, num_rows, V, ROWS_ARE_FRAMES: tl.c
         b_sum = tl.zeros([BV], tl.float32)
         for i_v in range(0, V, BV):
             o_v = i_v + tl.arange(0, BV)
-            b_x = tl.load(x + i_row * V + o_v, mask=o_v < V, other=_LOWEST).to(tl.float32)
+            b_x = tl.load(x + i_row * V + o_v, mask=o_v < V, other=float("-inf")).to(tl.float32)
             b_new = tl.maximum(b_peak, b_x)
             b_sum = b_sum * tl.exp(b_peak - b_new) + tl.where(o_v < V, tl.exp(b_x - b_new), 0.0)
             b_best = tl.where(b_x > b_peak, o_v, b_best)

@@ -14,11 +14,12 @@ ALLOWED = 1e-4
 
 
 class Case:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, device: str = "cpu"):
         self.arrays = dict(np.load(path))
+        self.device = device
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self.arrays[name])
+        return torch.from_numpy(self.arrays[name]).to(self.device)
 
     def leaf(self, name: str) -> torch.Tensor:
         return self[name].clone().requires_grad_()
@@ -125,7 +126,7 @@ def test_naive(name):
     unpruned(case, "naive")
 
 
-def test_fused_loss(case):
+def fused(case: Case, backend: str):
     """pruned_rnnt_loss as a whole, joiner fused, on the cases without the batch's unigram."""
     leaves = [case.leaf(name) for name in ("h_am", "h_lm", "w", "b")]
     h_am, h_lm, w, b = leaves
@@ -141,7 +142,7 @@ def test_fused_loss(case):
         s_range=case.scalar("s_range"),
         lm_only_scale=case.scalar("lm_only_scale"),
         am_only_scale=case.scalar("am_only_scale"),
-        backend="torch",
+        backend=backend,
         **case.lattice,
     )
     assert result.has_path.all()
@@ -150,3 +151,7 @@ def test_fused_loss(case):
         pytest.skip("rows that keep all occupation were chosen differently on this processor")
     grads = torch.autograd.grad(result.pruned.sum(), [h_am, h_lm, joiner.weight, joiner.bias])
     case.holds(pruned_loss=result.pruned, **dict(zip(("h_am_grad", "h_lm_grad", "w_grad", "b_grad"), grads)))
+
+
+def test_fused_loss(case):
+    fused(case, "torch")

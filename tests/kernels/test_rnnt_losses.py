@@ -42,9 +42,9 @@ def values_and_grads(loss, leaves, found):
     return [loss, *torch.autograd.grad((loss * weights).sum(), leaves, materialize_grads=True)]
 
 
-def compare(function, leaves, found, dtype):
+def compare(function, leaves, found, dtype, backend="torch"):
     """function(backend, *leaves) -> losses (B,)"""
-    actual = values_and_grads(function("torch", *leaves), leaves, found)
+    actual = values_and_grads(function(backend, *leaves), leaves, found)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = values_and_grads(function("naive", *exact), exact, found)
     for a, e in zip(actual, expected):

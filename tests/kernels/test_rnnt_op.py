@@ -57,9 +57,10 @@ def test_unknown_reduction():
         op.rnnt_loss(torch.zeros(1, 2, 2, 3), torch.ones(1, 1, dtype=torch.int64), 0, reduction="average")
 
 
-def test_triton_is_not_there_yet():
-    with pytest.raises(NotImplementedError, match="triton"):
-        op.pruned_rnnt_loss(**arguments(backend="triton"))
+def test_triton_by_name_runs_or_raises():
+    given = arguments(backend="triton")
+    with pytest.raises(RuntimeError, match="takes fp32, fp16 and bf16, got torch.float64"):
+        op.pruned_rnnt_loss(**{**given, "lm": given["lm"].double()})
 
 
 def test_k2_by_name_needs_k2(monkeypatch):
