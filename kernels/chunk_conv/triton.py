@@ -68,8 +68,7 @@ def _forward_kernel(
         for u in tl.static_range(UNROLL):
             t = last + tl.cdiv(K - 1, UNROLL) * UNROLL - HALF - i_block * UNROLL - u
             m_row = m_d & (t >= 0) & (t < seen)
-            value, gate = _load(p_x + t.to(tl.int64) * x_stride_t, m_row, D, GLU)
-            held = ((_gated(value, gate, GLU),) + held)[: K - 1]
+            held = ((_gated(_load(p_x + t.to(tl.int64) * x_stride_t, m_row, D, GLU), GLU),) + held)[: K - 1]
     young, old = held[:HALF], held[HALF:]
     place = last % chunk
     for i_block in range(0, tl.cdiv(stop - begin, UNROLL)):
@@ -80,16 +79,23 @@ def _forward_kernel(
         for u in tl.static_range(UNROLL):
             rows = rows + (_load(p_row, m_d & (newest - HALF - u >= 0), D, GLU),)
             p_row -= x_stride_t
+        frames = ()
+        for u in tl.static_range(UNROLL):
+            frames = frames + (_gated(rows[u], GLU),)
         for u in tl.static_range(UNROLL):
             if place == chunk - 1:
                 tl.debug_barrier()  # keeps this a branch: selects would cost half as much as the multiply-adds
                 old = _zeros(HALF, BD)
             place = tl.where(place == 0, chunk, place) - 1
-            ring = (_gated(rows[u][0], rows[u][1], GLU),) + young + old
+            ring = (frames[u],) + young + old
             young, old = ring[:HALF], ring[HALF : K - 1]
-            total = b_bias
+            total, later = b_bias, tl.zeros([BD], tl.float32)  # two sums: each waits for its last multiply-add
             for j in tl.static_range(K):
-                total = tl.fma(b_taps[j], ring[j], total)
+                if j <= HALF:
+                    total = tl.fma(b_taps[j], ring[j], total)
+                else:
+                    later = tl.fma(b_taps[j], ring[j], later)
+            total += later
             tl.store(p_out - u * D, total.to(y.dtype.element_ty), mask=m_d & (newest - u >= begin))
 
 
@@ -126,7 +132,7 @@ def _backward_kernel(
     p_dx = grad_x + i_b * num_frames * WIDTH + o_d
     p_sum = grad_taps + (i_b * tl.cdiv(num_frames, segment) + begin // segment) * (K + 1) * D + o_d
     stop = tl.minimum(end, length)
-    padding, zeros = tl.maximum(begin, stop), tl.zeros([BD], grad_x.dtype.element_ty)
+    padding, zeros = tl.maximum(begin, stop), tl.zeros([BD], x.dtype.element_ty)
     for i in range(0, end - padding):
         p_row = p_dx + (padding + i).to(tl.int64) * WIDTH
         tl.store(p_row, zeros, mask=m_d)
@@ -159,6 +165,11 @@ def _backward_kernel(
             rows = rows + (_load(p_row, m_d & (oldest + u < stop), D, GLU),)
             p_newest += grad_stride_t
             p_row += x_stride_t
+        frames, gates = (), ()
+        for u in tl.static_range(UNROLL):
+            frames = frames + (_gated(rows[u], GLU),)
+            if GLU:
+                gates = gates + (1 / _gate_inverse(rows[u][1]),)
         for u in tl.static_range(UNROLL):
             if place == 0:
                 tl.debug_barrier()  # as in the forward pass
@@ -166,21 +177,18 @@ def _backward_kernel(
             place = tl.where(place == chunk - 1, 0, place + 1)
             ring = (grads[u].to(tl.float32),) + young + old
             young, old = ring[:HALF], ring[HALF : K - 1]
-            value = _gated(rows[u][0], rows[u][1], GLU)
             b_grad = tl.zeros([BD], tl.float32)
             updated = ()
             for j in tl.static_range(K):
                 b_grad = tl.fma(b_taps[j], ring[j], b_grad)
-                updated = updated + (tl.fma(value, ring[j], sums[j]),)
+                updated = updated + (tl.fma(frames[u], ring[j], sums[j]),)
             m_row = m_d & (oldest + u < stop)
             sums = updated + (sums[K] + tl.where(m_row, ring[HALF], 0.0),)
             if GLU:
-                share = _gated(b_grad, rows[u][1], GLU)
-                tl.store(p_out + u * WIDTH, share.to(grad_x.dtype.element_ty), mask=m_row)
-                grad_gate = value * (b_grad - share)
-                tl.store(p_out + u * WIDTH + D, grad_gate.to(grad_x.dtype.element_ty), mask=m_row)
-            else:
-                tl.store(p_out + u * WIDTH, b_grad.to(grad_x.dtype.element_ty), mask=m_row)
+                share = b_grad * gates[u]
+                tl.store(p_out + u * WIDTH + D, (frames[u] * (b_grad - share)).to(x.dtype.element_ty), mask=m_row)
+                b_grad = share
+            tl.store(p_out + u * WIDTH, b_grad.to(x.dtype.element_ty), mask=m_row)
     for i_block in range(0, tl.cdiv(K + 1, UNROLL)):
         for u in tl.static_range(UNROLL):
             if u < K + 1:
@@ -228,12 +236,18 @@ def _load(p_row, mask, D: tl.constexpr, GLU: tl.constexpr):
 
 
 @triton.jit
-def _gated(value, gate, GLU: tl.constexpr):
-    value = value.to(tl.float32)
+def _gated(row, GLU: tl.constexpr):
+    value = row[0].to(tl.float32)
     if GLU:
-        LOG2_E: tl.constexpr = 1.4426950408889634
-        value = value / (1 + tl.exp2(gate.to(tl.float32) * -LOG2_E))
+        value = value / _gate_inverse(row[1])
     return value
+
+
+@triton.jit
+def _gate_inverse(gate):
+    """1 / sigmoid."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    return 1 + tl.exp2(gate.to(tl.float32) * -LOG2_E)
 
 
 @triton.jit
