@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from sumix_kernels import backend as backends
 from sumix_kernels.arguments import check_frames, check_lengths
 
 
@@ -37,18 +39,37 @@ class SummaryState(NamedTuple):
         )
 
 
-def chunk_summary_step(x: Tensor, lengths: Tensor, state: SummaryState) -> tuple[Tensor, SummaryState]:
+def chunk_summary_step(
+    x: Tensor, lengths: Tensor, state: SummaryState, *, gelu: bool = False, backend: str = "auto"
+) -> tuple[Tensor, SummaryState]:
     """Mean over the visible frames up to the end of this chunk, and the state after it.
 
-    x (B, C', D), lengths (B,) valid frames of this chunk -> mean (B, D) in x's dtype, 0 where no frame was seen yet.
-    Equal to row n of `chunk_summary` when the n-th chunk is given to the n-th call.
+    x (B, C', D), lengths (B,) valid frames of this chunk -> mean (B, D) in x's dtype, 0 where no frame was seen yet;
+    of GELU(x) if `gelu`. Equal to row n of `chunk_summary` when the n-th chunk is given to the n-th call. Backends are
+    "triton" (one launch, no gradients) and "torch".
 
-    Raises ValueError where shapes do not fit.
+    Raises ValueError where shapes do not fit, RuntimeError for backend "triton" where it cannot run.
     """
-    B, num_frames, D = check_frames(x)
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    implementations = {"torch": _torch} if backend == "auto" and needs_grad else {"triton": _triton, "torch": _torch}
+    implementation = backends.choose(backend, implementations, x)
+    B, _, D = check_frames(x)
     lengths = check_lengths(lengths, x)
     if state.sums.shape[0] != B or state.sums.shape[2] != D:
         raise ValueError(f"state of {tuple(state.sums.shape)} sums does not fit x {tuple(x.shape)}")
+    return implementation(x, lengths, state, gelu)
+
+
+def _triton(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tuple[Tensor, SummaryState]:
+    from sumix_kernels.chunk_summary import triton_step
+
+    mean, *parts = triton_step.chunk_summary_step(x, lengths, *state, gelu)
+    return mean, SummaryState(*parts)
+
+
+def _torch(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tuple[Tensor, SummaryState]:
+    num_frames = x.shape[1]
+    x = functional.gelu(x) if gelu else x
     padding = torch.arange(num_frames, device=x.device) >= lengths[:, None]
     own_sum = x.float().masked_fill(padding[:, :, None], 0).sum(1, keepdim=True)  # (B, 1, D)
     own_count = lengths[:, None].to(state.counts.dtype)  # (B, 1)

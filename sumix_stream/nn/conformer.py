@@ -128,13 +128,14 @@ class ConformerEncoder(nn.Module):
         Returns:
             out (B, <= C, D), out_lengths (B,) and the next state.
         Raises:
-            ValueError: for a short chunk that is not final, or too long a chunk.
+            ValueError: for a short chunk that is not final (where lengths lie on the CPU), or too long a chunk.
         """
         check_feats(feats, lengths)
         window, context = self.window(state.context), state.context
         if feats.shape[1] > window:
             raise ValueError(f"a step takes at most {window} feature frames, got {feats.shape[1]}")
-        if not torch.compiler.is_compiling():
+        # Lengths on a GPU are taken as they are: a look would make the host wait, and cannot be part of a CUDA graph.
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
             short = (lengths != window) & ~torch.as_tensor(final, device=lengths.device)
             if bool(short.any()):
                 raise ValueError(

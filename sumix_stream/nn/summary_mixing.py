@@ -89,12 +89,11 @@ class SummaryMixing(nn.Module):
     ) -> tuple[Tensor, SummaryState | DecayState]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
         local, summands = self._project(x)
-        summands = F.gelu(summands)
         if self.variant == "expdecay":
-            mean, state = chunk_decay_step(summands, lengths, state, context.chunk_size, self.decay)
+            mean, state = chunk_decay_step(F.gelu(summands), lengths, state, context.chunk_size, self.decay)
             merged = self.merge_summary(mean)
         else:
-            mean, state = chunk_summary_step(summands, lengths, state)
+            mean, state = chunk_summary_step(summands, lengths, state, gelu=True)
             merged = self.merge_summary(mean).unsqueeze(1)
         if local is not None:
             merged = self.merge_local(local) + merged
