@@ -1,6 +1,6 @@
-"""Time and memory of one contender, in a process of its own (run by `bench.run`, as a module).
+"""Time and memory of contenders, in a process of their own (run by `bench.run`, as a module).
 
-The request is JSON on the command line; each result is a line of JSON on the standard output, as soon as it is known.
+The request is JSON on the command line; the answer to each of its jobs is a line of JSON on the standard output.
 
 Time: on a GPU between CUDA events around a pass, after warm-up, the L2 cache overwritten before every repeat, and the
 launches given a head start, so that the device's time is told and not the host's; of whole models and on a CPU the
@@ -11,6 +11,7 @@ noise).
 """
 
 import ctypes
+import gc
 import json
 import statistics
 import subprocess
@@ -118,6 +119,7 @@ def _forget_shape(device: str) -> None:
     """Compiled code is for one shape; a cache of another shape's blocks is no memory that this one needs."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+    gc.collect()
     if _on_gpu(device):
         torch.cuda.empty_cache()
 
@@ -195,14 +197,15 @@ def _answer(request: dict[str, Any]) -> None:
     device = request["device"]
     if _on_gpu(device):
         torch.cuda.set_device(device)
-    if "contender" not in request:
-        print(json.dumps(ceilings(request["dtype"], device)), flush=True)
-        return
-    benchmark = load(request.pop("source"))
-    contender = benchmark.contender(request.pop("contender"))
-    for result in measure(benchmark, contender, **request):
-        noted = {name: {**row, "clocks": clocks(device)} for name, row in result.items()}
-        print(json.dumps(noted), flush=True)
+    for job in request["jobs"]:
+        if "ceilings" in job:
+            answer = ceilings(job["ceilings"], device)
+        else:
+            benchmark = load(request["source"])
+            contender = benchmark.contender(job["contender"])
+            (results,) = measure(benchmark, contender, [job["shape"]], job["dtype"], device, request["min_seconds"])
+            answer = {name: {**row, "clocks": clocks(device)} for name, row in results.items()}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,20 +60,27 @@ def run(benchmark: Benchmark, out: Path, settings: Settings, say: Callable[[str]
     say(f"{benchmark.name}: every contender that runs here agrees with its fp64 reference; measuring")
     limit_bytes = 1e9 * (settings.memory_limit_gb or _default_limit_gb(device))
     deadline = None if settings.budget is None else begin + settings.budget
-    rows, best = [], {}
-    for dtype, contender in ((d, c) for d in dtypes_of(benchmark, device_type) for c in benchmark.contenders):
-        if (dtype, contender.name) not in verdicts:
-            continue
-        if dtype not in best:
-            best[dtype] = _ask({"dtype": dtype, "device": device}, 1, 120)[0]
-        verdict = verdicts[dtype, contender.name]
-        for shape, results in _results(benchmark, contender, dtype, shapes, verdict, settings, limit_bytes, deadline):
-            words = [r.get("note") or f"{name} {r['ms_p50']:.3g} ms" for name, r in results.items()]
-            figures = ", ".join(dict.fromkeys(words))
-            say(f"  {contender.name}, {dtype}, {benchmark.axis} {shape[benchmark.axis]}: {figures}")
-            for name, result in results.items():
-                rows.append(_row(benchmark, contender, dtype, shape, name, result, verdict, best[dtype]))
+    plan = _plan(benchmark, shapes, verdicts, limit_bytes)
+    best = {}
+    for dtype in dict.fromkeys(entry.dtype for entry in plan):
+        (best[dtype],) = _ask({"device": device, "jobs": [{"ceilings": dtype}]}, 120)
+    _measure(benchmark, plan, settings, deadline, say)
+    rows = [
+        _row(benchmark, entry, name, result, verdicts[entry.dtype, entry.contender.name], best[entry.dtype])
+        for entry in plan
+        for name, result in entry.results.items()
+    ]
     return report.write(out, benchmark, rows, environment(device, settings.command), settings.plot)
+
+
+@dataclass
+class Entry:
+    """One contender in one dtype at one shape, and its results by pass, once they are known."""
+
+    contender: Contender
+    dtype: str
+    shape: Shape
+    results: dict[str, dict] | None = None
 
 
 def dtypes_of(benchmark: Benchmark, device_type: str) -> list[str]:
@@ -109,77 +118,93 @@ def _verdicts(benchmark: Benchmark, device: str) -> dict[tuple[str, str], Verdic
     return verdicts
 
 
-def _results(
-    benchmark: Benchmark,
-    contender: Contender,
-    dtype: str,
-    shapes: list[Shape],
-    verdict: Verdict,
-    settings: Settings,
-    limit_bytes: float,
-    deadline: float | None,
-) -> Iterator[tuple[Shape, dict[str, dict]]]:
-    """Of each shape, by pass. On a CPU a process measures one shape, so that its peak memory is of this shape alone."""
+def _plan(
+    benchmark: Benchmark, shapes: list[Shape], verdicts: dict[tuple[str, str], Verdict], limit_bytes: float
+) -> list[Entry]:
+    """Everything in the table's order; what is not to be started has its note already."""
+    plan = []
+    for dtype, name in verdicts:
+        contender = benchmark.contender(name)
+        for shape in filter(contender.at, shapes):
+            needed = contender.working_bytes(shape, DTYPES[dtype].itemsize)
+            note = verdicts[dtype, name].note
+            if not note and needed > limit_bytes:
+                note = f"not run: needs {needed / 1e9:.3g} GB, over the limit of {limit_bytes / 1e9:.3g} GB"
+            plan.append(Entry(contender, dtype, shape, _noted(benchmark, note) if note else None))
+    return plan
 
-    def note(text: str) -> dict[str, dict]:
-        return {name: {"note": text} for name in benchmark.pass_names}
 
-    fitting = []
-    for shape in filter(contender.at, shapes):
-        needed = contender.working_bytes(shape, DTYPES[dtype].itemsize)
-        if verdict.note:
-            yield shape, note(verdict.note)
-        elif needed > limit_bytes:
-            limit = f"over the limit of {limit_bytes / 1e9:.3g} GB"
-            yield shape, note(f"not run: needs {needed / 1e9:.3g} GB, {limit}")
-        else:
-            fitting.append(shape)
-    request = {"source": benchmark.source, "contender": contender.name, "dtype": dtype, "device": settings.device}
-    request["min_seconds"] = settings.min_seconds
-    for part in [[shape] for shape in fitting] if settings.device == "cpu" else [fitting] if fitting else []:
+def _measure(
+    benchmark: Benchmark, plan: list[Entry], settings: Settings, deadline: float | None, say: Callable[[str], None]
+) -> None:
+    """Fill in the results. On a CPU each entry has a process of its own, so that its peak memory is its own; on a GPU
+    they share one, the goals' shapes first, and a process that dies takes down one entry."""
+
+    def done(entry: Entry, results: dict[str, dict]) -> None:
+        entry.results = results
+        words = [r.get("note") or f"{name} {r['ms_p50']:.3g} ms" for name, r in results.items()]
+        size = f"{benchmark.axis} {entry.shape[benchmark.axis]}"
+        say(f"  {entry.contender.name}, {entry.dtype}, {size}: {', '.join(dict.fromkeys(words))}")
+
+    every = benchmark.shapes[settings.device.split(":")[0]]
+    pending = sorted((entry for entry in plan if entry.results is None), key=lambda entry: every.index(entry.shape))
+    request = {"source": benchmark.source, "device": settings.device, "min_seconds": settings.min_seconds}
+    while pending:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            answers = [note("not run: no time left in the budget")] * len(part)
-        else:
-            failure = {name: {} for name in benchmark.pass_names}
-            answers = _ask({**request, "shapes": [dict(shape) for shape in part]}, len(part), left, failure)
-        yield from zip(part, answers)
+            for entry in pending:
+                done(entry, _noted(benchmark, "not run: no time left in the budget"))
+            return
+        part = pending[:1] if settings.device == "cpu" else pending
+        jobs = [{"contender": e.contender.name, "dtype": e.dtype, "shape": dict(e.shape)} for e in part]
+        told = iter(part)
+        try:
+            _ask({**request, "jobs": jobs}, left, lambda results: done(next(told), results))  # noqa: B023
+        except MeasuringError as error:
+            done(next(told), _noted(benchmark, f"not run: {error}"))
+        pending = [entry for entry in pending if entry.results is None]
 
 
-def _ask(request: dict, count: int, seconds: float | None, failure: dict[str, dict] | None = None) -> list[dict]:
-    """The `count` answers of a measuring process; those that it did not live to give are `failure` with a note."""
+def _noted(benchmark: Benchmark, note: str) -> dict[str, dict]:
+    return {name: {"note": note} for name in benchmark.pass_names}
+
+
+class MeasuringError(Exception):
+    """A measuring process ended before its last answer."""
+
+
+def _ask(request: dict, seconds: float | None, tell: Callable[[dict], None] = lambda answer: None) -> list[dict]:
+    """The answers of a measuring process to the request's jobs, each told as it comes. Raises MeasuringError."""
     command = [sys.executable, "-m", "sumix_kernels.bench.measure", json.dumps(request)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    timer = threading.Timer(seconds or 1e6, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        output, errors = process.communicate()
-    finally:
-        ended = timer.is_alive()
-        timer.cancel()
-        process.kill()  # nothing where it has ended
-    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    if len(answers) < count:
-        last = next(iter(reversed(errors.strip().splitlines())), f"the process ended with {process.returncode}")
-        text = f"not run: {last}" if ended else "not run: no time left in the budget"
-        if failure is None:
-            raise RuntimeError(f"measuring failed: {text}\n{errors[-2000:]}")
-        answers += [{name: {"note": text} for name in failure}] * (count - len(answers))
+    answers, late = [], threading.Event()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        timer = threading.Timer(seconds or 1e6, lambda: (late.set(), process.kill()))
+        timer.daemon = True
+        timer.start()
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    answers.append(json.loads(line))
+                    tell(answers[-1])
+            process.wait()
+        finally:
+            timer.cancel()
+            process.kill()  # nothing where it has ended
+            process.wait()
+        errors.seek(0)
+        last = next(iter(reversed(errors.read().strip().splitlines())), f"the process ended with {process.returncode}")
+    if len(answers) < len(request["jobs"]):
+        raise MeasuringError("no time left in the budget" if late.is_set() else last)
     return answers
 
 
 def _row(
-    benchmark: Benchmark,
-    contender: Contender,
-    dtype: str,
-    shape: Shape,
-    name: str,
-    result: dict[str, Any],
-    verdict: Verdict,
-    best: dict[str, float],
+    benchmark: Benchmark, entry: Entry, name: str, result: dict[str, Any], verdict: Verdict, best: dict[str, float]
 ) -> dict[str, Any]:
-    row = {"benchmark": benchmark.name, "contender": contender.name, "dtype": dtype, "pass": name, **shape, **result}
+    shape, dtype = entry.shape, entry.dtype
+    row = {"benchmark": benchmark.name, "contender": entry.contender.name, "dtype": dtype, "pass": name}
+    row |= {**shape, **result}
     row |= {"gate_max_error": verdict.max_error, "gate_rms_error": verdict.rms_error, **best}
     work = benchmark.work(shape, DTYPES[dtype].itemsize).get(name)
     if work is not None:

@@ -149,9 +149,39 @@ def test_a_budget_ends_in_notes(tmp_path):
 
 
 def test_a_process_that_dies_is_a_note():
-    request = {"source": "no.such.module", "contender": "torch", "dtype": "fp32", "device": "cpu"}
-    (answer,) = bench_run._ask(request, 1, 60, {"forward": {}})
-    assert "not run: ModuleNotFoundError" in answer["forward"]["note"]
+    shape = {"B": 1, "T": 64, "D": 4, "C": 16, "L": 4}
+    entries = [bench_run.Entry(SUMMARY.contender("torch"), "fp32", shape)]
+    benchmark = dataclasses.replace(SUMMARY, source="no.such.module", shapes={"cpu": (shape,)})
+    bench_run._measure(benchmark, entries, QUICK, None, lambda line: None)
+    assert entries[0].results["forward"]["note"] == "not run: ModuleNotFoundError: No module named 'no'"
+
+
+def test_a_process_that_hangs_is_ended():
+    request = {"device": "cpu", "jobs": [{"ceilings": "fp32"}]}
+    with pytest.raises(bench_run.MeasuringError, match="no time left in the budget"):
+        bench_run._ask(request, 0.01)
+
+
+def test_one_death_does_not_end_the_others(monkeypatch):
+    """As on a GPU, where all entries share a process: the next one takes the rest."""
+    shapes = tuple({"B": 1, "T": T, "D": 4, "C": 16, "L": 4} for T in (64, 128, 192))
+    entries = [bench_run.Entry(SUMMARY.contender("torch"), "fp32", shape) for shape in reversed(shapes)]
+    asked = []
+
+    def ask(request, seconds, tell):
+        asked.append([job["shape"]["T"] for job in request["jobs"]])
+        if len(asked) == 1:
+            tell({"forward": {"ms_p50": 1.0}})
+            raise bench_run.MeasuringError("an illegal memory access")
+        for _ in request["jobs"]:
+            tell({"forward": {"ms_p50": 2.0}})
+
+    monkeypatch.setattr(bench_run, "_ask", ask)
+    benchmark = dataclasses.replace(SUMMARY, shapes={"cuda": shapes})
+    bench_run._measure(benchmark, entries, QUICK._replace(device="cuda"), None, lambda line: None)
+    assert asked == [[64, 128, 192], [192]]
+    assert [entry.results["forward"].get("ms_p50") for entry in entries] == [2.0, None, 1.0]
+    assert entries[1].results["forward"]["note"] == "not run: an illegal memory access"
 
 
 def test_baselines_of_another_dtype_are_compared():
@@ -222,8 +252,16 @@ def test_fast_rnnt_agrees():
 
 
 def test_a_measuring_process_answers_in_json():
-    request = {"source": SUMMARY.source, "contender": "torch", "dtype": "fp32", "device": "cpu", "min_seconds": 0.0}
-    request["shapes"] = [{"B": 1, "T": 64, "D": 4, "C": 16, "L": 4}]
+    job = {"contender": "torch", "dtype": "fp32", "shape": {"B": 1, "T": 64, "D": 4, "C": 16, "L": 4}}
+    request = {"source": SUMMARY.source, "device": "cpu", "min_seconds": 0.0, "jobs": [job]}
     command = [sys.executable, "-m", "sumix_kernels.bench.measure", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ)
     assert json.loads(done.stdout)["forward"]["ms_p50"] > 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path):
+    path = bench_run.run(SUMMARY, tmp_path, QUICK._replace(device="cuda", most=1500))
+    rows = list(csv.DictReader((tmp_path / "chunk_summary.csv").open()))
+    assert {row["contender"] for row in rows if row["ms_p50"]} == {c.name for c in SUMMARY.contenders}, path.read_text()
+    assert all(float(row["share_of_copy"]) < 1.2 for row in rows if row["ms_p50"])
