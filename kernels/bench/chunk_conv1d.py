@@ -84,7 +84,7 @@ BENCHMARK = Benchmark(
         "cuda": ({"B": 32, "T": 1500, **_REST}, *grown(65536, **_REST)[::2]),
     },
     dtypes={"cpu": ("fp32",), "cuda": ("bf16",)},
-    gate_shape={"B": 3, "T": 75, "D": 6, "k": 31, "C": 8, "shortest": 20},
+    gate_shape={"B": 2, "T": 45, "D": 6, "k": 31, "C": 8, "shortest": 12},
     make=_make,
     work=_work,
     # GLU's result is rounded before the convolution where the two are not fused.
