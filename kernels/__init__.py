@@ -3,6 +3,7 @@
 B batch, T frames, D channels: x is (B, T, D), with lengths (B,). See the docstrings of the ops.
 """
 
+from sumix_kernels.backend import preferred_backend
 from sumix_kernels.chunk_conv.op import chunk_conv1d
 from sumix_kernels.chunk_conv.step import chunk_conv1d_step
 from sumix_kernels.chunk_decay.op import chunk_decay_mean
@@ -36,6 +37,7 @@ __all__ = [
     "get_rnnt_prune_ranges",
     "has_path",
     "merge_chunks",
+    "preferred_backend",
     "pruned_rnnt_loss",
     "rnnt_loss",
     "rnnt_loss_pruned",

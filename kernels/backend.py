@@ -4,9 +4,10 @@ An op offers some of: `naive` (fp64 reference), `torch` (any device), `triton` (
 runs on the op's tensors; a backend asked for by name runs or raises.
 """
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,12 +19,33 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
+_preferred: str | None = None
+
+
+@contextlib.contextmanager
+def preferred_backend(name: str) -> Iterator[None]:
+    """Inside, in the whole process, "auto" means the backend `name` for every op that has it, and runs or raises.
+
+    To compare backends in a whole model: K.preferred_backend("torch"). Raises ValueError for a name that is none.
+    """
+    global _preferred
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    before, _preferred = _preferred, name
+    try:
+        yield
+    finally:
+        _preferred = before
+
+
 def choose(backend: str, implementations: Mapping[str, Callable], *tensors: Tensor | None) -> Callable:
     """The implementation that runs for `backend`, one of "auto" and BACKENDS, on `tensors` (None: an absent argument).
 
     Raises ValueError for a name that is none of them, NotImplementedError for one that the op does not have,
     RuntimeError for "triton" where Triton cannot run on these tensors.
     """
+    if backend == "auto" and _preferred in implementations:
+        backend = _preferred
     if backend == "auto":
         names = (name for name in BACKENDS if name in implementations)
         return next(implementations[name] for name in names if name != "triton" or _prefers_triton(tensors))

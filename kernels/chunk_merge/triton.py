@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sumix_kernels.chunk_summary.triton import chunk_sums, gelu, gelu_derivative, parts_of_chunk, row_frames, split
-from sumix_kernels.launch import cdiv, on_device, power_of_2
+from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
 
 
 def merge_chunks(
@@ -139,6 +139,7 @@ def _kept(p_seed, i_b, o_t, i_d, threshold, BT: tl.constexpr, BD: tl.constexpr):
     return b_bits.to(tl.uint32, bitcast=True).to(tl.int64) >= threshold
 
 
+@tuned([config(num_warps=4), config(num_warps=8), config(num_warps=2)], key=["D"])
 @triton.jit(do_not_specialize=["num_frames", "size", "threshold"])
 def _merge_kernel(
     p_local, p_rows, p_lengths, p_sizes, p_seed, p_out, num_frames, D, size, threshold, scale,
@@ -162,6 +163,7 @@ def _merge_kernel(
     tl.store(p, b_out.to(p_out.dtype.element_ty), mask=(o_t < num_frames)[:, None] & (o_d < D)[None, :])
 
 
+@tuned([config(num_warps=4), config(num_warps=8), config(num_warps=4, num_stages=2)], key=["D", "BN", "BD"])
 @triton.jit(do_not_specialize=["num_frames", "num_rows", "size", "part", "parts", "threshold"])
 def _merge_backward_kernel(
     p_grad, p_local, p_rows, p_lengths, p_sizes, p_seed, p_grad_local, p_grad_rows, num_frames, num_rows, D,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sumix_kernels.launch import cdiv, on_device, power_of_2
+from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
 from sumix_kernels.window import visible_frames
 from sumix_kernels.window_triton import windowed_rows
 
@@ -245,6 +245,10 @@ def row_frames(o_n, i_b, p_lengths, p_sizes, num_frames, size, left, part, parts
     return tl.minimum(o_begin, length).to(tl.int32), tl.minimum(o_end, length).to(tl.int32)
 
 
+@tuned(
+    [config(num_warps=4, num_stages=3), config(num_warps=8, num_stages=3), config(num_warps=4, num_stages=5)],
+    key=["D", "BN", "BD", "GELU"],
+)
 @triton.jit(do_not_specialize=["num_frames", "num_rows", "size", "left", "part", "parts"])
 def _row_sums_kernel(
     p_x, p_lengths, p_sizes, p_out, p_counts, num_frames, num_rows, D, size, left, part, parts,
@@ -273,6 +277,7 @@ def _row_sums_kernel(
     tl.store(p, b_acc.to(p_out.dtype.element_ty), mask=m_n[:, None] & (o_d < D)[None, :])
 
 
+@tuned([config(num_warps=4), config(num_warps=8), config(num_warps=2)], key=["D", "GELU"])
 @triton.jit(do_not_specialize=["num_frames", "size"])
 def _spread_kernel(
     p_rows, p_x, p_lengths, p_sizes, p_out, num_frames, D, size,

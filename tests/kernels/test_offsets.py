@@ -11,7 +11,7 @@ FRAMES, DIM, STRIDE = 11, 4, 2**28
 
 
 def far_apart(width: int, device: str) -> torch.Tensor:
-    """(1, 11, width) fp16 whose frames lie 2**28 elements apart: 5.9 GB of addresses, of which few pages are touched."""
+    """(1, 11, width) fp16, frames 2**28 elements apart: 5.9 GB of addresses, of which few pages are touched."""
     if device == "cpu":
         storage = torch.from_numpy(np.zeros(FRAMES * STRIDE, np.float16))
     else:
