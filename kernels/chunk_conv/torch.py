@@ -40,7 +40,8 @@ class _ChunkConv(torch.autograd.Function):
         y.masked_fill_(_padding(lengths, x.shape[1]), 0)
         ctx.save_for_backward(x, weight, lengths)
         ctx.chunk_size, ctx.glu, ctx.bias_dtype = chunk_size, glu, None if bias is None else bias.dtype
-        return y.to(x.dtype)
+        # torch.compile (2.11) loses the gradient of a result that was changed in place and converted to its own type.
+        return y.to(x.dtype, copy=torch.compiler.is_compiling())
 
     @staticmethod
     @once_differentiable

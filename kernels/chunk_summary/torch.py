@@ -32,7 +32,8 @@ class _ChunkSummary(torch.autograd.Function):
         sums = _visible_sums(_chunk_sums(x, lengths, chunk_size, num_chunks), left_context)
         ctx.save_for_backward(lengths, counts)
         ctx.geometry = chunk_size, left_context, x.shape[1]
-        return sums.div_(counts).to(x.dtype)
+        # torch.compile (2.11) loses the gradient of a result that was changed in place and converted to its own type.
+        return sums.div_(counts).to(x.dtype, copy=torch.compiler.is_compiling())
 
     @staticmethod
     @once_differentiable
