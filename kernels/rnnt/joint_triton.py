@@ -212,6 +212,7 @@ def _joint(
     frames_per_tile: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, y, norm = (enc.new_empty((*start.shape, R), dtype=torch.float32) for _ in range(3))
+    assert norm.numel() < 2**31, norm.shape
     if x.numel():
         with on_device(enc), torch.autocast(enc.device.type, enabled=False):
             tiles = _Tiles(enc, pred, weight, bias, symbols, start, boundary, blank, R, dtype, frames_per_tile)

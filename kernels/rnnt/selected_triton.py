@@ -184,6 +184,7 @@ def selected_log_probs(
     start = None if start is None else start.contiguous()
     _, T, R, V = logits.shape
     x, y, norm = _outputs(logits, diagonal)
+    assert norm.numel() < 2**31, norm.shape
     tile = blocks(V)
     if norm.numel():
         with on_device(logits):

@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
+from sumix_kernels.launch import cdiv, config, on_device, tuned
 from sumix_kernels.rnnt.lattice_triton import lattice_strides
+from sumix_kernels.rnnt.peaks_triton import find_peaks
 
 # The sum over the vocabulary has the smallest normal number added, and all of it is scaled by _UP: see smoothed.py.
 _UP = tl.constexpr(2.0**60)
 _UP_TINY = tl.constexpr(2.0**60 * 2.0**-126)
-_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 _DOWN = tl.constexpr(2.0**-60)
 
 # Three products for one need many registers: larger tiles, or more rows at once, spill them.
@@ -36,32 +36,6 @@ _LM_GRAD = [
     config(BS=64, BT=16, BV=64, num_warps=8),
     config(BS=32, BT=16, BV=64, num_warps=4),
 ]
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def row_kernel(x, boundary, peak, best, norm, num_rows, V, ROWS_ARE_FRAMES: tl.constexpr, BV: tl.constexpr):
-    """Of each row: its maximum, the first place of it, the logarithm of the sum of exponentials less the maximum."""
-    i_row = tl.program_id(0).to(tl.int64)
-    i_b = i_row // num_rows
-    row = i_row - i_b * num_rows
-    begin, end = tl.load(boundary + 4 * i_b), tl.load(boundary + 4 * i_b + 2) + 1
-    if ROWS_ARE_FRAMES:
-        begin, end = tl.load(boundary + 4 * i_b + 1), tl.load(boundary + 4 * i_b + 3)
-    if (row >= begin) & (row < end):
-        b_peak = tl.full([BV], _LOWEST, tl.float32)
-        b_best = tl.zeros([BV], tl.int32)
-        b_sum = tl.zeros([BV], tl.float32)
-        for i_v in range(0, V, BV):
-            o_v = i_v + tl.arange(0, BV)
-            b_x = tl.load(x + i_row * V + o_v, mask=o_v < V, other=float("-inf")).to(tl.float32)
-            b_new = tl.maximum(b_peak, b_x)
-            b_sum = b_sum * tl.exp(b_peak - b_new) + tl.where(o_v < V, tl.exp(b_x - b_new), 0.0)
-            b_best = tl.where(b_x > b_peak, o_v, b_best)
-            b_peak = b_new
-        highest = tl.max(b_peak, 0)
-        tl.store(peak + i_row, highest)
-        tl.store(norm + i_row, tl.log(tl.sum(b_sum * tl.exp(b_peak - highest), 0)))
-        tl.store(best + i_row, tl.min(tl.where(b_peak == highest, b_best, V), 0))
 
 
 @triton.jit
@@ -302,10 +276,6 @@ def lm_grad_kernel(
     tl.store(lm_grad + i_node * V + o_tile, b_grad.to(lm_grad.dtype.element_ty), mask=m)
 
 
-def _arc_strides(num_symbols: int, num_frames: int, diagonal: bool) -> tuple[int, int, int]:
-    return lattice_strides(num_symbols + 1, num_frames, diagonal)
-
-
 @torch.library.custom_op("sumix::rnnt_smoothed_log_probs", mutates_args=())
 def smoothed_log_probs(
     lm: Tensor,
@@ -324,17 +294,15 @@ def smoothed_log_probs(
     """
     lm, am, symbols, boundary = (x.contiguous() for x in (lm, am, symbols, boundary))
     (B, T, V), S = am.shape, symbols.shape[1]
-    strides = _arc_strides(S, T, diagonal)
+    strides = lattice_strides(S + 1, T, diagonal)
     px, py, total, values, places = _outputs(lm, am, S, strides)
     rows = values.shape[1] - B * T
     (lm_peak, am_peak), (lm_norm, am_norm) = (x.split([rows, B * T]) for x in values)
     lm_best, am_best = places.split([rows, B * T])
-    BV = power_of_2(V, least=16, most=2048)
     with on_device(am):
-        if rows:
-            row_kernel[(rows,)](lm, boundary, lm_peak, lm_best, lm_norm, S + 1, V, ROWS_ARE_FRAMES=False, BV=BV)
+        find_peaks(lm, boundary, lm_peak, lm_best, lm_norm, of_frames=False)
+        find_peaks(am, boundary, am_peak, am_best, am_norm, of_frames=True)
         if am_peak.numel():
-            row_kernel[(B * T,)](am, boundary, am_peak, am_best, am_norm, T, V, ROWS_ARE_FRAMES=True, BV=BV)
             grid = lambda tile: (B * cdiv(T, tile["BT"]) * cdiv(S + 1, tile["BS"]),)  # noqa: E731
             arcs_kernel[grid](
                 lm, am, symbols, boundary, lm_peak, lm_norm, am_peak, px, py, total,
@@ -353,7 +321,7 @@ def _outputs(lm: Tensor, am: Tensor, S: int, strides: tuple[int, int, int]) -> t
 @smoothed_log_probs.register_fake
 def _(lm, am, symbols, boundary, blank, sum_scale, lm_scale, diagonal):
     S = symbols.shape[1]
-    return _outputs(lm, am, S, _arc_strides(S, am.shape[1], diagonal))
+    return _outputs(lm, am, S, lattice_strides(S + 1, am.shape[1], diagonal))
 
 
 @torch.library.custom_op("sumix::rnnt_smoothed_log_probs_backward", mutates_args=())

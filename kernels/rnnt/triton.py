@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sumix_kernels.rnnt.joint_triton import joint_log_probs
 from sumix_kernels.rnnt.lattice_triton import lattice_log_prob
-from sumix_kernels.rnnt.pruning import prune_ranges as get_rnnt_prune_ranges  # noqa: F401  one of the pieces
+from sumix_kernels.rnnt.pruning_triton import prune_ranges as get_rnnt_prune_ranges  # noqa: F401  one of the pieces
 from sumix_kernels.rnnt.selected_triton import selected_log_probs
 from sumix_kernels.rnnt.smoothed import add_acoustic_log_probs
 from sumix_kernels.rnnt.smoothed_triton import smoothed_log_probs

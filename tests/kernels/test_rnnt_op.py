@@ -164,6 +164,28 @@ def test_auto_stays_in_torch_on_a_cpu(k2):
     assert not k2.called
 
 
+class OnGpu:
+    """What the choice of a backend looks at in a tensor, of one that needs no GPU."""
+
+    is_cuda, device = True, torch.device("cuda")
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def is_floating_point(self):
+        return True
+
+
+def test_auto_on_a_gpu(k2, monkeypatch):
+    """Triton first; what it does not take goes to k2 if that can be imported, else to torch."""
+    pytest.importorskip("triton")
+    assert op._pieces("auto", OnGpu(torch.bfloat16), None).__name__ == "sumix_kernels.rnnt.triton"
+    monkeypatch.setattr(op.via_k2, "importable", lambda: True)
+    assert op._pieces("auto", OnGpu(torch.float32), OnGpu(torch.float64)) is op.via_k2
+    monkeypatch.setattr(op.via_k2, "importable", lambda: False)
+    assert op._pieces("auto", OnGpu(torch.float32), OnGpu(torch.float64)) is op.torch_pieces
+
+
 def test_naive_whole():
     """The naive backend runs the whole loss too; where rows agree, so do losses."""
     given = arguments()
