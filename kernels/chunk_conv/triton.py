@@ -348,8 +348,9 @@ def _configs(k: int, rows_per_tap: int) -> list[triton.Config]:
 
 
 def _channels(k: int, rows_per_tap: int) -> int:
-    """Channels of a program: as many a thread as leave its k taps, with the ring (and sums), in registers."""
-    return next((32 * n for n in (4, 2) if n * k * rows_per_tap <= 124), 32)
+    """Channels of a program: up to 4 a thread, if its taps, the ring (and sums) and the rows to come fit registers."""
+    registers = k * rows_per_tap + 16 * (rows_per_tap - 1)
+    return next((32 * n for n in (4, 2) if n * registers <= 200), 32)
 
 
 def _segment(B: int, T: int, D: int, BD: int) -> int:
