@@ -38,14 +38,19 @@ def preferred_backend(name: str) -> Iterator[None]:
         _preferred = before
 
 
+def resolve(backend: str) -> str:
+    """`backend`, or for "auto" the one that is preferred here."""
+    return _preferred if backend == "auto" and _preferred else backend
+
+
 def choose(backend: str, implementations: Mapping[str, Callable], *tensors: Tensor | None) -> Callable:
     """The implementation that runs for `backend`, one of "auto" and BACKENDS, on `tensors` (None: an absent argument).
 
     Raises ValueError for a name that is none of them, NotImplementedError for one that the op does not have,
     RuntimeError for "triton" where Triton cannot run on these tensors.
     """
-    if backend == "auto" and _preferred in implementations:
-        backend = _preferred
+    if resolve(backend) in implementations:
+        backend = resolve(backend)
     if backend == "auto":
         names = (name for name in BACKENDS if name in implementations)
         return next(implementations[name] for name in names if name != "triton" or _prefers_triton(tensors))

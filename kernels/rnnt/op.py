@@ -238,6 +238,7 @@ def rnnt_loss(
 
 def _pieces(backend: str, *tensors: Tensor | None) -> ModuleType:
     """The backend's module. A backend asked for by name is that one or an error."""
+    backend = backends.resolve(backend)
     names = ("auto", "k2", *backends.BACKENDS)
     if backend not in names:
         raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {backend!r}")

@@ -41,3 +41,45 @@ def test_a_missing_backend_says_so():
 def test_an_unknown_backend_is_named(op):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'torch', 'naive', got 'tritn'"):
         OPS[op]("tritn")
+
+
+def test_a_preferred_backend_is_what_auto_means():
+    fast, plain, reference = object(), object(), object()
+    with K.preferred_backend("naive"):
+        assert choose("auto", {"naive": reference, "torch": plain}) is reference
+        assert choose("torch", {"naive": reference, "torch": plain}) is plain
+        assert choose("auto", {"torch": plain}) is plain, "an op that does not have it does as without"
+        with K.preferred_backend("torch"):
+            assert choose("auto", {"naive": reference, "torch": plain, "triton": fast}) is plain
+        assert choose("auto", {"naive": reference, "torch": plain}) is reference
+    assert choose("auto", {"naive": reference, "torch": plain}) is plain
+    with pytest.raises(ValueError, match="backend must be one of 'triton', 'torch', 'naive', got 'k3'"):
+        with K.preferred_backend("k3"):
+            pass
+
+
+def test_a_preferred_backend_holds_for_the_loss(monkeypatch):
+    from sumix_kernels.rnnt import naive
+
+    asked = []
+    monkeypatch.setattr(naive, "rnnt_loss", lambda logits, *_: asked.append(1) or logits.sum())
+    with K.preferred_backend("naive"):
+        K.rnnt_loss(torch.zeros(1, 4, 3, 5), torch.ones(1, 2, dtype=torch.int64), 0)
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_triton_by_name_runs_or_says_why_not(op, monkeypatch):
+    if not torch.cuda.is_available():
+        assert_close_as(OPS[op]("triton"), OPS[op]("naive").double(), X.dtype)
+    monkeypatch.setattr("sumix_kernels.backend.INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="cannot run: it needs CUDA tensors, or TRITON_INTERPRET=1.*got cpu; use"):
+        OPS[op]("triton")
+    monkeypatch.setattr("sumix_kernels.backend._TRITON_INSTALLED", False)
+    with pytest.raises(RuntimeError, match="the package triton is not installed; use backend='torch'"):
+        OPS[op]("triton")
+
+
+def test_triton_refuses_double_precision():
+    with pytest.raises(RuntimeError, match=r"it takes fp32, fp16 and bf16, got torch\.float64"):
+        K.chunk_summary(X.double(), LENGTHS, 5, 1, backend="triton")
