@@ -25,7 +25,7 @@ def check_lengths(lengths: Tensor, x: Tensor) -> Tensor:
     _check_integers("lengths", lengths, x.shape[0], 0)
     if readable(lengths) and int(lengths.max()) > num_frames:
         raise ValueError(f"lengths must be at most T = {num_frames} of x {tuple(x.shape)}, got {lengths.tolist()}")
-    return lengths.to(x.device, torch.int64, non_blocking=True)
+    return lengths.to(x.device, torch.int64, non_blocking=True).contiguous()
 
 
 def check_chunk_size(chunk_size: int | Tensor | None, x: Tensor) -> tuple[int | Tensor, int]:

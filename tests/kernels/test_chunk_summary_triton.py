@@ -185,3 +185,11 @@ def test_compiles_for_gpus(capability):
     assert {"_row_sums_kernel", "_spread_kernel", "_windows_kernel"} <= {launch["kernel"] for launch in launches}
     for launch, result in zip(launches, compile_all(launches, capability), strict=True):
         assert result["error"] is None and result["spilled"] <= 16, (launch, result)
+
+
+def test_lengths_may_be_a_column_of_something(triton_device):
+    x, columns = torch.randn(3, 30, 4, device=triton_device), torch.tensor([[7, 30], [0, 11], [5, 2]]).to(triton_device)
+    mean = K.chunk_summary(x, columns[:, 1], 4, 1, backend="triton")
+    assert torch.equal(mean, K.chunk_summary(x, columns[:, 1].clone(), 4, 1, backend="triton"))
+    merged = K.merge_chunks(x, mean, columns[:, 1], 4, backend="triton")
+    assert torch.equal(merged, K.merge_chunks(x, mean, columns[:, 1].clone(), 4, backend="triton"))
