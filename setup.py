@@ -43,10 +43,15 @@ setup(
         # Used as an RNN-T backend where importable; all features work without it. Nothing can be listed here: its
         # wheels are built for exact torch versions and live on its project's own page, not on PyPI.
         "k2": [],
-        "export": ["onnx>=1.17", "onnxruntime>=1.20", "sherpa-onnx>=1.12"],  # ONNX and its parity checks
+        # torch.onnx writes through onnxscript; each export is run in onnxruntime before it is given away.
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "serve": ["websockets>=13"],  # websocket server
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
-        "test": ["pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"],
+        "test": [
+            *("pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"),
+            # The stock recogniser and server that run our bundles; before 2.0 a frame could hold one token only.
+            *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
+        ],
     },
 )
