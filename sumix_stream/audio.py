@@ -179,6 +179,17 @@ class StreamResampler:
         self._pending.clear()
         return rest
 
+    def save(self) -> tuple[np.ndarray, dict[str, int]]:
+        """The samples held back (n,) float32, and plain values: all that this stream knows of its past."""
+        held = np.concatenate([np.zeros(0, dtype=np.float32), *self._pending])
+        return held, {"num_in": self._num_in, "num_out": self._num_out, "finished": int(self._finished)}
+
+    def restore(self, held: np.ndarray, values: dict[str, int]) -> None:
+        """Go on where the stream that gave `save` stood; of the same rates."""
+        self._num_in, self._num_out = values["num_in"], values["num_out"]
+        self._finished = bool(values["finished"])
+        self._pending, self._num_pending = [held], len(held)
+
     def _hold(self, samples: np.ndarray) -> None:
         self._pending.append(samples)
         self._num_pending += len(samples)

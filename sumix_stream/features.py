@@ -182,6 +182,22 @@ class FbankStream:
         num_frames = _TIMEBASE.num_feature_frames(self._num_samples) - self._num_frames
         return self._emit(np.concatenate([rest, rest[: -_AFTER - 1 : -1]]), num_frames)
 
+    def save(self) -> tuple[np.ndarray, dict[str, int]]:
+        """The remainder (n,) float32, and plain values: all that this stream knows of its past."""
+        values = {"num_samples": self._num_samples, "num_frames": self._num_frames, "finished": int(self._finished)}
+        return self._held[: self._num_held].copy(), values
+
+    @classmethod
+    def restore(cls, held: np.ndarray, values: dict[str, int]) -> "FbankStream":
+        """The inverse of `save`."""
+        stream = cls()
+        if held.ndim != 1 or len(held) > _LENGTH:
+            raise ValueError(f"a filter bank holds at most {_LENGTH} samples, got shape {held.shape}")
+        stream._hold(held)
+        stream._num_samples, stream._num_frames = values["num_samples"], values["num_frames"]
+        stream._finished = bool(values["finished"])
+        return stream
+
     def _check_open(self) -> None:
         if self._finished:
             raise ValueError("this stream is finished: make a new FbankStream for the next utterance")

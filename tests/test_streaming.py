@@ -12,7 +12,7 @@ from talkative import MIXERS, LetterTokenizer, sound, talkative_model
 
 from sumix_stream.decode.exactness import TOLERANCE, Exactness, compare, exactness_grid
 from sumix_stream.decode.offline import encode_masked, transcribe_batch
-from sumix_stream.decode.streaming import Stream, decode_streams
+from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.features import fbank
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
@@ -132,7 +132,8 @@ def test_streams_of_any_age_share_batches(mixer, left):
     utterances = [sound(seconds, seed=n) for n, seconds in enumerate((3.1, 0.2, 1.7, 0.005, 4.4, 2.56, 0.7))]
     alone = [encode_masked(model, [samples], context)[0][0] for samples in utterances]
     expected = [transcribe_batch(model, TOKENIZER, [samples], context)[0] for samples in utterances]
-    streams = [Stream(model, TOKENIZER, context) for _ in utterances]
+    recognizer = StreamingRecognizer(model, TOKENIZER, context)
+    streams = [recognizer.create_stream() for _ in utterances]
     position = [0] * len(utterances)
     encoded = {stream: [] for stream in streams}
     batch_sizes = set()
@@ -146,7 +147,7 @@ def test_streams_of_any_age_share_batches(mixer, left):
             position[n] += size
             if position[n] >= len(utterances[n]):
                 stream.input_finished()
-        moved = decode_streams(model, streams)
+        moved = recognizer.decode(streams)
         batch_sizes.add(len(moved))
         for stream, frames in moved:
             encoded[stream].append(frames)
@@ -216,7 +217,7 @@ def test_one_feature_frame_moves_exactly_what_the_context_says(mixer, context):
 )
 def test_state_size_is_constant(mixer, left):
     model, context = talkative_model(mixer), ChunkContext(8, left)
-    stream = Stream(model, TOKENIZER, context)
+    stream = StreamingRecognizer(model, TOKENIZER, context).create_stream()
     sizes = []
     for packet in np.array_split(sound(12.0), 75):  # 160 ms, half a chunk
         stream.feed(RATE, packet)
@@ -230,7 +231,7 @@ def test_nothing_depends_on_trailing_silence():
     model, context = talkative_model(), ChunkContext(16, 4)
     for num_samples in (10_240 + 4_000, 20_480, 20_480 + 641):  # part of a chunk, whole chunks, one frame more
         samples = sound(2.0)[:num_samples]
-        stream = Stream(model, TOKENIZER, context)
+        stream = StreamingRecognizer(model, TOKENIZER, context).create_stream()
         before = stream.feed(RATE, samples)
         after = stream.finish()
         assert after.tokens == transcribe_batch(model, TOKENIZER, [samples], context)[0].tokens

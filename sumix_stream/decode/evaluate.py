@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.offline import transcribe_batch
 from sumix_stream.decode.scoring import UtteranceErrors, WordErrors, align
-from sumix_stream.decode.streaming import Stream, as_context, decode_streams
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
@@ -186,7 +186,7 @@ def streaming_wer(
         raise ValueError(f"push_seconds must be above 0, got {push_seconds}")
     timebase = model.timebase
     context = as_context(model, chunk, left_context)
-    model.encoder.window(context)  # refuses a context that cannot stream before any audio is read
+    recognizer = StreamingRecognizer(model, tokenizer, context)  # refuses a context that cannot stream
     grid = timebase.encoder_frame_time(context.chunk_size)
     packet = max(1, timebase.num_samples(push_seconds))
     waiting = enumerate(utterances)
@@ -198,8 +198,15 @@ def streaming_wer(
     def begin(index: int, utterance: Utterance) -> _Speaker:
         start = math.ceil(clock / grid) * grid
         size = packet if realtime else max(1, len(utterance.samples))
-        stream = Stream(model, tokenizer, context)
-        return _Speaker(index, utterance, stream, start if realtime else clock, size, timebase.sample_rate, realtime)
+        return _Speaker(
+            index,
+            utterance,
+            recognizer.create_stream(),
+            start if realtime else clock,
+            size,
+            timebase.sample_rate,
+            realtime,
+        )
 
     with _evaluating(model):
         while True:
@@ -211,7 +218,7 @@ def streaming_wer(
             began = time.perf_counter()
             for speaker in speakers:
                 speaker.send(clock)
-            decode_streams(model, [speaker.stream for speaker in speakers])
+            recognizer.decode([speaker.stream for speaker in speakers])
             spent = time.perf_counter() - began
             measured.compute += spent
             clock += spent

@@ -10,7 +10,7 @@ from torch import Tensor
 from sumix_stream.audio import check_samples, resample
 from sumix_stream.decode.greedy import greedy_decode
 from sumix_stream.decode.offline import encode_masked, to_hypothesis
-from sumix_stream.decode.streaming import Stream, decode_streams
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
@@ -62,13 +62,13 @@ def compare(
     emissions, _ = greedy_decode(model, masked, lengths)
     expected = to_hypothesis(model, tokenizer, emissions[0])
 
-    stream = Stream(model, tokenizer, context)
+    stream = StreamingRecognizer(model, tokenizer, context).create_stream()
     encoded: list[Tensor] = []
     for packet in packets(samples, pushes or [sample_rate // 10]):
         stream.accept(sample_rate, packet)
-        encoded += _drain(model, stream)
+        encoded += _drain(stream)
     stream.input_finished()
-    encoded += _drain(model, stream)
+    encoded += _drain(stream)
     streamed, actual = torch.cat([masked[0, :0], *encoded]), stream.result()
     same_shape = streamed.shape == masked[0].shape
     difference = (streamed - masked[0]).abs().amax().item() if same_shape and len(streamed) else 0.0
@@ -106,8 +106,8 @@ def packets(samples: np.ndarray, pushes: Iterable[int]) -> Iterator[np.ndarray]:
         start += size
 
 
-def _drain(model: Transducer, stream: Stream) -> list[Tensor]:
+def _drain(stream: Stream) -> list[Tensor]:
     encoded = []
-    while moved := decode_streams(model, [stream]):
+    while moved := stream.recognizer.decode([stream]):
         encoded.append(moved[0][1])
     return encoded

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from sumix_stream.audio import check_samples, read_audio, resample
+from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.hypothesis import Hypothesis, Word
 from sumix_stream.decode.offline import transcribe_batch
-from sumix_stream.decode.streaming import Stream, as_context, decode_streams
+from sumix_stream.decode.search import Search
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
 from sumix_stream.model.checkpoint import load_model
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
@@ -43,6 +45,7 @@ class Recognizer:
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._streaming: dict[ChunkContext, StreamingRecognizer] = {}
 
     @property
     def encoder(self) -> ConformerEncoder:
@@ -79,11 +82,27 @@ class Recognizer:
 
     def stream(self, chunk: str | int | ChunkContext = "640ms", left_context: int | None = 4) -> Stream:
         """Open a live utterance. Raises ValueError for full context, which cannot stream."""
-        return Stream(self.model, self.tokenizer, self.context(chunk, left_context))
+        context = self.context(chunk, left_context)
+        if context not in self._streaming:
+            self._streaming[context] = StreamingRecognizer(self.model, self.tokenizer, context)
+        return self._streaming[context].create_stream()
+
+    def streaming(
+        self,
+        chunk: str | int | ChunkContext = "640ms",
+        left_context: int | None = 4,
+        *,
+        search: Search | None = None,
+        endpointing: Endpointing | None = None,
+    ) -> StreamingRecognizer:
+        """A recogniser of many streams, with its own latency, search and endpoints. Raises ValueError as `stream`."""
+        context = self.context(chunk, left_context)
+        return StreamingRecognizer(self.model, self.tokenizer, context, search=search, endpointing=endpointing)
 
     def decode_streams(self, streams: Sequence[Stream]) -> int:
-        """One batched step of all streams that are ready; how many there were."""
-        return len(decode_streams(self.model, streams))
+        """One batched step of all streams of `stream` that are ready; how many there were. Raises ValueError if their
+        contexts differ."""
+        return len(streams[0].recognizer.decode(streams)) if streams else 0
 
     def words(self, hypothesis: Hypothesis) -> list[Word]:
         """The words of a hypothesis, each with the time of its first token."""

@@ -1,56 +1,51 @@
 """Streams: audio in pieces of any size, words while it is still coming. Streams of any age share each step.
 
-samples -> resampler -> filter bank -> queue of feature frames -> encoder chunk -> greedy search -> tokens with times.
+samples -> resampler -> filter bank -> queue of feature frames -> encoder chunk -> search -> tokens with times.
 C encoder frames of a chunk, D encoder channels.
 """
 
-from collections import deque
+from __future__ import annotations
+
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sumix_stream.audio import StreamResampler, check_samples
-from sumix_stream.decode.greedy import GreedyState, greedy_decode
+from sumix_stream.decode import snapshot
+from sumix_stream.decode.endpoint import Endpointing
+from sumix_stream.decode.feature_queue import FeatureQueue
 from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.features import NUM_BINS, FbankStream
+from sumix_stream.decode.offline import to_hypothesis
+from sumix_stream.decode.search import GreedySearch, Search
+from sumix_stream.features import NUM_BINS
 from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn import states
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.states import EncoderState
+from sumix_stream.nn.states import EncoderState, StateRows
 from sumix_stream.tokenizer import Tokenizer
 
 
 class Stream:
-    """One utterance on its way in.
+    """One speaker's audio on its way in; made by `StreamingRecognizer.create_stream` or `Recognizer.stream`.
 
-    `feed` and `finish` are all that one stream needs. A server with many calls `accept` and `input_finished` on each,
-    `decode_streams` on all of them together, and reads `result`.
-
-    Args:
-        model, tokenizer: as loaded together.
-        context: a chunk size in encoder frames and a left context in chunks. Raises ValueError for full context.
+    `feed` and `finish` are all that one stream needs. A server with many uses the recogniser's verbs instead.
     """
 
-    def __init__(self, model: Transducer, tokenizer: Tokenizer, context: ChunkContext) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.context = context
-        with torch.inference_mode():
-            self._encoder_state: EncoderState = model.encoder.init_state(1, context)
-        self._window = model.encoder.window(context)
-        self._search = GreedyState.init(model, 1)
-        self._sample_rate: int | None = None
-        self._resampler: StreamResampler | None = None
-        self._fbank = FbankStream()
-        self._queue: deque[Tensor] = deque()  # feature frames (n, 80) that wait for their chunk to be full
-        self._num_queued = 0
-        self._num_encoded = 0
-        self._finished = False
-        self._tokens: list[int] = []
-        self._frames: list[int] = []
-        self._confidence: list[float] = []
+    def __init__(self, recognizer: StreamingRecognizer) -> None:
+        self.recognizer = recognizer
+        self.features = FeatureQueue(recognizer.model.timebase.sample_rate)
+        self.encoder = recognizer._fresh_encoder()
+        self.search = recognizer.search.begin()
+        self.num_encoded = 0  # encoder frames
+        self.segment_start = 0  # encoder frame
+        self.num_segments = 0  # that are complete
+
+    @property
+    def context(self) -> ChunkContext:
+        return self.recognizer.context
 
     def feed(self, sample_rate: int, samples: np.ndarray) -> Hypothesis | None:
         """Take the next samples and decode every chunk they complete.
@@ -64,127 +59,210 @@ class Stream:
             ValueError: for samples that are not such (NaN, 2-D, another type), a change of rate, or after `finish`.
                 Nothing of a refused call is kept, and the stream goes on.
         """
-        before = len(self._tokens)
-        self.accept(sample_rate, samples)
-        while decode_streams(self.model, [self]):
+        before = self.num_tokens
+        self.features.accept(sample_rate, samples)
+        while self.recognizer.decode([self]):
             pass
-        return self.result() if len(self._tokens) > before else None
+        return self.result() if self.num_tokens > before else None
 
     def finish(self) -> Hypothesis:
         """No more samples: decode what is left, to the last sample, and return the whole result."""
-        self.input_finished()
-        while decode_streams(self.model, [self]):
+        self.features.finish()
+        while self.recognizer.decode([self]):
             pass
         return self.result()
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
         """Take the next samples without decoding; as `feed` otherwise."""
-        if self._finished:
-            raise ValueError("samples after finish: this stream is complete, open a new one for the next utterance")
-        if self._sample_rate is not None and sample_rate != self._sample_rate:
-            raise ValueError(
-                f"sample_rate changed from {self._sample_rate} to {sample_rate} Hz within a stream; "
-                "open a new stream, or resample before feeding"
-            )
-        samples = check_samples(samples, sample_rate)
-        if self._sample_rate is None:
-            self._sample_rate = sample_rate
-            self._resampler = StreamResampler(sample_rate, self.model.timebase.sample_rate)
-        self._enqueue(self._fbank.accept(self._resampler.accept(samples)))
+        self.features.accept(sample_rate, samples)
 
     def input_finished(self) -> None:
         """Flush resampler and filter bank; the last chunk may be short."""
-        if self._finished:
-            raise ValueError("finish was called twice: this stream is complete")
-        self._finished = True
-        if self._resampler is not None:
-            self._enqueue(self._fbank.accept(self._resampler.finish()))
-        self._enqueue(self._fbank.finish())
+        self.features.finish()
 
     @property
     def is_ready(self) -> bool:
         """Whether a chunk can be decoded: a full one, or after the end what is left."""
-        return self._num_queued >= self._window or (self._finished and self._num_queued > 0)
+        waiting = self.features.num_frames
+        return waiting >= self.recognizer.window or (self.features.finished and waiting > 0)
 
     @property
     def is_finished(self) -> bool:
         """Whether the result is final."""
-        return self._finished and self._num_queued == 0
+        return self.features.finished and self.features.num_frames == 0
 
     @property
     def num_tokens(self) -> int:
-        """Tokens emitted so far."""
-        return len(self._tokens)
+        """Tokens emitted so far, since the last reset."""
+        return len(self.recognizer.search.emissions(self.search).tokens)
 
     def result(self) -> Hypothesis:
-        """All that has been recognised so far; greedy search never takes a token back."""
-        return Hypothesis(
-            self.tokenizer.decode(self._tokens), list(self._tokens), self.timestamps(), list(self._confidence)
-        )
+        """All that has been recognised since the last reset."""
+        recognizer = self.recognizer
+        return to_hypothesis(recognizer.model, recognizer.tokenizer, recognizer.search.emissions(self.search))
 
     def timestamps(self, first: int = 0) -> list[float]:
         """Seconds from the first sample to the start of the encoder frame of each token from the `first` on."""
-        return [self.model.timebase.encoder_frame_time(frame) for frame in self._frames[first:]]
+        frames = self.recognizer.search.emissions(self.search).frames[first:]
+        return [self.recognizer.model.timebase.encoder_frame_time(frame) for frame in frames]
 
     @property
     def state_nbytes(self) -> int:
         """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
         feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
-        resampler = 0 if self._resampler is None else self._resampler.nbytes
-        remainder = self._num_queued % self._window * NUM_BINS * torch.float32.itemsize
-        return self._encoder_state.nbytes + self._search.nbytes + resampler + self._fbank.nbytes + remainder
+        frames = self.features.num_frames % self.recognizer.window * NUM_BINS * torch.float32.itemsize
+        encoder = sum(tensor.nbytes for tensor in states.tensors(self.encoder))
+        return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
-    def _enqueue(self, feats: Tensor) -> None:
-        if len(feats):
-            self._queue.append(feats)
-            self._num_queued += len(feats)
-
-    def _take_chunk(self) -> Tensor:
-        """The next chunk's feature frames, at most a window of them."""
-        missing = min(self._window, self._num_queued)
-        self._num_queued -= missing
-        parts = []
-        while missing:
-            head = self._queue.popleft()
-            parts.append(head[:missing])
-            if len(head) > missing:
-                self._queue.appendleft(head[missing:])
-            missing -= len(parts[-1])
-        return torch.cat(parts)
+    def snapshot(self) -> bytes:
+        """All of this stream, for `StreamingRecognizer.restore` in this or another process to go on identically."""
+        return snapshot.dump(self)
 
 
-@torch.inference_mode()
-def decode_streams(model: Transducer, streams: Sequence[Stream]) -> list[tuple[Stream, Tensor]]:
-    """Decode one chunk of every stream that is ready, all in one batch, whatever their ages.
+class StreamingRecognizer:
+    """Many streams under one context, by the eight verbs of sherpa-onnx's recogniser.
 
-    Streams share a context; their results do not depend on each other. Call until nothing is returned.
+    create_stream; accept_waveform, input_finished; is_ready, decode; result, is_endpoint, reset. Streams of any age
+    join and leave `decode`; a stream's result depends on its samples alone. Used by one thread at a time.
 
-    Returns:
-        The streams that moved, each with its encoder frames (n, D), n <= C. Raises ValueError if contexts differ.
+    Args:
+        model, tokenizer: as loaded together.
+        context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
+        search: None = greedy.
+        endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
+    Raises:
+        ValueError: for full context, which cannot stream.
     """
-    ready = [stream for stream in streams if stream.is_ready]
-    if not ready:
-        return []
-    state = EncoderState.stack([stream._encoder_state for stream in ready])
-    search = GreedyState.stack([stream._search for stream in ready])
-    chunks = [stream._take_chunk() for stream in ready]
-    lengths = torch.tensor([len(chunk) for chunk in chunks], device=model.device)
-    final = torch.tensor([stream.is_finished for stream in ready], device=model.device)
-    feats = pad_sequence(chunks, batch_first=True).to(model.device)
-    enc, enc_lengths, state = model.encoder.step(feats, lengths, state, final=final)
-    emissions, search = greedy_decode(model, enc, enc_lengths, search)
-    moved = []
-    for stream, frames, length, encoder_state, search_state, emitted in zip(
-        ready, enc, enc_lengths.tolist(), state.unstack(), search.unstack(), emissions, strict=True
-    ):
-        stream._encoder_state = encoder_state
-        stream._search = search_state
-        stream._tokens += emitted.tokens
-        stream._frames += [stream._num_encoded + frame for frame in emitted.frames]
-        stream._confidence += emitted.confidence
-        stream._num_encoded += length
-        moved.append((stream, frames[:length]))
-    return moved
+
+    def __init__(
+        self,
+        model: Transducer,
+        tokenizer: Tokenizer,
+        context: ChunkContext,
+        *,
+        search: Search | None = None,
+        endpointing: Endpointing | None = None,
+    ) -> None:
+        self.window = model.encoder.window(context)  # feature frames of a chunk
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+        self.search = GreedySearch(model) if search is None else search
+        self.endpointing = endpointing
+        with torch.inference_mode():
+            self._fresh = model.encoder.init_state(1, context)
+        grows = model.config.encoder.mixer == "attention" and context.left_context is None
+        self._rows = None if grows else StateRows(self._fresh)
+
+    def create_stream(self) -> Stream:
+        """A stream that has heard nothing."""
+        return Stream(self)
+
+    def accept_waveform(self, stream: Stream, sample_rate: int, samples: np.ndarray) -> None:
+        """Take the next samples (S,) of a stream without decoding; as `Stream.feed` otherwise."""
+        self._own(stream).accept(sample_rate, samples)
+
+    def input_finished(self, stream: Stream) -> None:
+        """No more samples will come; what is left is decoded to the last sample. Raises ValueError the second time."""
+        self._own(stream).input_finished()
+
+    def is_ready(self, stream: Stream) -> bool:
+        """Whether `decode` would move this stream."""
+        return self._own(stream).is_ready
+
+    @torch.inference_mode()
+    def decode(self, streams: Sequence[Stream]) -> list[tuple[Stream, Tensor]]:
+        """Decode one chunk of every stream that is ready, all in one batch, whatever their ages.
+
+        If it raises, no stream has moved.
+
+        Returns:
+            The streams that moved, each with its encoder frames (n, D), n <= C; none when nothing is left to do.
+        """
+        ready = [stream for stream in streams if self._own(stream).is_ready]
+        if not ready:
+            return []
+        device = self.model.device
+        chunks = [stream.features.peek(self.window) for stream in ready]
+        lengths = torch.tensor([len(chunk) for chunk in chunks])
+        final = torch.tensor([stream.features.finished for stream in ready])
+        feats = pad_sequence(chunks, batch_first=True)
+        state = self._join([stream.encoder for stream in ready])
+        enc, enc_lengths, state = self.model.encoder.step(
+            feats.to(device), lengths.to(device), state, final=final.to(device)
+        )
+        encoded = self._split(state)
+        self.search.advance(
+            enc, enc_lengths, [stream.num_encoded for stream in ready], [stream.search for stream in ready]
+        )
+        moved = []
+        for stream, chunk, frames, length, row in zip(ready, chunks, enc, enc_lengths.tolist(), encoded, strict=True):
+            stream.features.drop(len(chunk))
+            stream.encoder = row
+            stream.num_encoded += length
+            moved.append((stream, frames[:length]))
+        return moved
+
+    def result(self, stream: Stream) -> Hypothesis:
+        """What has been recognised since the last `reset`; times count from the stream's first sample."""
+        return self._own(stream).result()
+
+    def is_endpoint(self, stream: Stream) -> bool:
+        """Whether the segment since the last `reset` is over by one of the rules; never without `endpointing`.
+
+        It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes.
+        """
+        if self.endpointing is None:
+            return False
+        frames = self.search.emissions(self._own(stream).search).frames
+        seconds = self.model.timebase.encoder_frame_seconds
+        last = frames[-1] + 1 if frames else stream.segment_start
+        silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
+        return self.endpointing.is_endpoint(bool(frames), silence * seconds, utterance * seconds)
+
+    def reset(self, stream: Stream) -> None:
+        """Begin a new segment: the result is empty again. Encoder and audio go on, and the predictor too, unless
+        `endpointing` says otherwise."""
+        self.search.cut(self._own(stream).search, self.endpointing is not None and self.endpointing.reset_predictor)
+        stream.segment_start = stream.num_encoded
+        stream.num_segments += 1
+
+    def restore(self, data: bytes) -> Stream:
+        """The stream of a `Stream.snapshot`, taken in this or another process, on any device.
+
+        Raises ValueError for bytes that are damaged or no snapshot, and for one of another model, context or search.
+        """
+        return snapshot.load(data, self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the model's weights and configuration."""
+        return snapshot.fingerprint(self.model)
+
+    def encoder_state(self, stream: Stream) -> EncoderState:
+        """A stream's encoder state, of batch size 1."""
+        return self._join([self._own(stream).encoder])
+
+    @torch.inference_mode()
+    def set_encoder_state(self, stream: Stream, state: EncoderState) -> None:
+        """The inverse of `encoder_state`. Raises ValueError for a state of other shapes."""
+        (self._own(stream).encoder,) = self._split(state)
+
+    @torch.inference_mode()
+    def _fresh_encoder(self) -> Tensor | EncoderState:
+        return self._split(self._fresh)[0]
+
+    def _join(self, encoders: list) -> EncoderState:
+        return EncoderState.stack(encoders) if self._rows is None else self._rows.join(encoders)
+
+    def _split(self, state: EncoderState) -> list:
+        return state.unstack() if self._rows is None else self._rows.split(state)
+
+    def _own(self, stream: Stream) -> Stream:
+        if stream.recognizer is not self:
+            raise ValueError(
+                f"this stream is another recogniser's (context {stream.context}, here {self.context}): "
+                "streams of a batch share one recogniser"
+            )
+        return stream
 
 
 def as_context(model: Transducer, chunk: str | int | ChunkContext, left_context: int | None) -> ChunkContext:

@@ -93,6 +93,16 @@ def tensors(state: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
+def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a state under names such as `layers.0.conv`, in the order of `tensors`."""
+    if isinstance(state, Tensor):
+        yield prefix, state
+    elif isinstance(state, tuple):
+        names = getattr(state, "_fields", range(len(state)))
+        for name, part in zip(names, state, strict=True):
+            yield from named_tensors(part, f"{prefix}.{name}" if prefix else str(name))
+
+
 def map_states(function: Callable[..., Tensor], *states: Any) -> Any:
     """Apply a function to the corresponding tensors of equally built states; other leaves come from the first."""
     first = states[0]
@@ -120,3 +130,61 @@ def unstack(state: Any) -> list[Any]:
     """The inverse of `stack` up to the padding of growing caches. The parts own their memory."""
     batch_size = next(tensors(state)).shape[0]
     return [map_states(lambda part, b=b: part[b : b + 1].clone(), state) for b in range(batch_size)]
+
+
+class StateRows:
+    """States of many streams as rows of bytes, one a stream: a batch is joined by one copy and split by another.
+
+    Joining 64 states tensor by tensor (`stack`, `unstack`) takes a fifth of the time of a small encoder's step on a
+    CPU, joining their rows a hundredth. Rows own their memory. Not for states that grow.
+
+    Args:
+        like: any state, whose shapes beyond the batch and types all others share.
+    """
+
+    _ALIGNMENT = 8  # bytes: tensors within a row begin where any type may
+
+    def __init__(self, like: Any) -> None:
+        self._like = map_states(lambda part: part[:1], like)
+        self._shapes = [part.shape[1:] for part in tensors(like)]
+
+    def split(self, state: Any) -> list[Tensor]:
+        """One row (bytes,) uint8 for each stream. Raises ValueError for a state of other shapes."""
+        parts = list(tensors(state))
+        if [part.shape[1:] for part in parts] != self._shapes:
+            raise ValueError("this state grows or is of another model: its shapes are not those of the rows")
+        columns = []
+        for part in parts:
+            column = part.reshape(len(part), part[0].numel()).view(torch.uint8)
+            columns += [column, column.new_zeros(len(column), -column.shape[1] % self._ALIGNMENT)]
+        return [row.clone() for row in torch.cat(columns, 1)]
+
+    def join(self, rows: Sequence[Tensor]) -> Any:
+        """The state of the streams whose rows these are."""
+        table, start = torch.stack(list(rows)), 0
+
+        def column(part: Tensor) -> Tensor:
+            nonlocal start
+            begin, end = start, start + part.nbytes
+            start = end + -end % self._ALIGNMENT
+            return table[:, begin:end].view(part.dtype).view(len(table), *part.shape[1:])
+
+        return map_states(column, self._like)
+
+
+def fill(like: Any, arrays: dict[str, Tensor]) -> Any:
+    """A state built as `like`, on its devices, of the tensors of `named_tensors`.
+
+    Raises ValueError for missing or superfluous names, other types, or shapes that differ in more than the length (the
+    second dimension) of caches.
+    """
+    expected = dict(named_tensors(like))
+    if expected.keys() != arrays.keys():
+        raise ValueError(f"tensors missing, or of another state: {sorted(expected.keys() ^ arrays.keys())}")
+    for name, part in expected.items():
+        given = arrays[name]
+        same = given.shape[:1] + given.shape[2:] == part.shape[:1] + part.shape[2:]
+        if given.dim() != part.dim() or not same or given.dtype != part.dtype:
+            raise ValueError(f"{name} must be {tuple(part.shape)} {part.dtype}, got {tuple(given.shape)} {given.dtype}")
+    given = iter(arrays[name] for name in expected)
+    return map_states(lambda part: next(given).to(part.device), like)

@@ -1,5 +1,6 @@
 """The life of one stream: what it takes, what it refuses and survives, what it tells."""
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -8,15 +9,20 @@ import torch
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.decode.offline import transcribe_batch
-from sumix_stream.decode.streaming import Stream, as_context, decode_streams
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
 
 RATE = 16_000
 
 
+@cache
+def recognizer(chunk: int, left: int | None) -> StreamingRecognizer:
+    return StreamingRecognizer(talkative_model(), LetterTokenizer(), ChunkContext(chunk, left))
+
+
 def open_stream(chunk: int = 8, left: int | None = 4) -> Stream:
-    return Stream(talkative_model(), LetterTokenizer(), ChunkContext(chunk, left))
+    return recognizer(chunk, left).create_stream()
 
 
 def test_feed_returns_a_hypothesis_only_for_new_tokens():
@@ -115,7 +121,7 @@ def test_less_than_a_frame_is_an_empty_result(num_samples):
 
 def test_full_context_cannot_stream():
     with pytest.raises(ValueError, match=r"streaming needs one chunk size .*, got full"):
-        Stream(talkative_model(), LetterTokenizer(), ChunkContext.full())
+        StreamingRecognizer(talkative_model(), LetterTokenizer(), ChunkContext.full())
 
 
 def test_streams_of_different_contexts_do_not_share_a_step_and_lose_nothing():
@@ -123,28 +129,27 @@ def test_streams_of_different_contexts_do_not_share_a_step_and_lose_nothing():
     streams = [open_stream(8, 4), open_stream(8, None)]
     for stream in streams:
         stream.accept(RATE, samples)
-    with pytest.raises(ValueError, match="share one context"):
-        decode_streams(model, streams)
+    with pytest.raises(ValueError, match="share one recogniser"):
+        recognizer(8, 4).decode(streams)
     for stream in streams:
         expected = transcribe_batch(model, LetterTokenizer(), [samples], stream.context)[0]
         assert stream.finish().tokens == expected.tokens
 
 
-def test_decode_streams_takes_only_those_that_are_ready():
-    model = talkative_model()
+def test_decode_takes_only_those_that_are_ready():
     ready, waiting = open_stream(), open_stream()
     ready.accept(RATE, sound(0.7))
     waiting.accept(RATE, sound(0.1))
     assert (ready.is_ready, waiting.is_ready) == (True, False)
-    moved = decode_streams(model, [ready, waiting])
+    moved = recognizer(8, 4).decode([ready, waiting])
     assert [(stream, tuple(frames.shape)) for stream, frames in moved] == [(ready, (8, 32))]
-    assert decode_streams(model, []) == []
+    assert recognizer(8, 4).decode([]) == []
 
 
 def test_a_model_made_in_inference_mode_streams_outside_it():
     with torch.inference_mode():
         model = build_model("tiny", vocab_size=LetterTokenizer.vocab_size)
-    stream = Stream(model, LetterTokenizer(), ChunkContext(8, 2))
+    stream = StreamingRecognizer(model, LetterTokenizer(), ChunkContext(8, 2)).create_stream()
     stream.feed(RATE, sound(1.0))
     assert stream.finish() == transcribe_batch(model, LetterTokenizer(), [sound(1.0)], stream.context)[0]
 
