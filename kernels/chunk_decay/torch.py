@@ -92,7 +92,7 @@ def own_sums(x: Tensor, log_decay: float) -> tuple[Tensor, Tensor]:
         ends = before[:, -1]
         outside = torch.stack([shift(before, 1), shift(after, -1)], 2).view(B * N * R, 2, D)
         reach = torch.stack([powers(log_decay, 1, K + 1, x), powers(log_decay, 1, K + 1, x).flip(0)], 1)  # (K, 2)
-        sums = torch.baddbmm(sums, reach.expand(len(sums), K, 2), outside)
+        sums = torch.baddbmm(sums, reach.expand(sums.shape[0], K, 2), outside)
     else:
         ends = edges[:, 0, 0]
     return sums.view(B, N, R * K, D)[:, :, missing:], ends.view(B, N, D)
@@ -133,4 +133,4 @@ def _exp(log_decay: float, exponents: Tensor, like: Tensor) -> Tensor:
 
 def _product(weights: Tensor, x: Tensor) -> Tensor:
     """weights (M, K) times each of x (n, K, D), without copies of the weights."""
-    return torch.bmm(weights.expand(len(x), *weights.shape), x)
+    return torch.bmm(weights.expand(x.shape[0], *weights.shape), x)
