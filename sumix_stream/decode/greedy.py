@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sumix_stream.decode.options import GREEDY, SearchOptions
+from sumix_stream.decode.options import MAX_SYMBOLS as MAX_SYMBOLS
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 from sumix_stream.nn.states import PredictorState
 
-MAX_SYMBOLS = 5  # tokens a frame may emit before the search moves on: no real speech has more in 40 ms
 WINDOW = 8  # frames looked at together; tokens lie about so far apart
 
 
@@ -59,7 +60,13 @@ class Emissions(NamedTuple):
 
 @torch.inference_mode()
 def greedy_decode(
-    model: Transducer, enc: Tensor, lengths: Tensor, state: GreedyState | None = None, max_symbols: int = MAX_SYMBOLS
+    model: Transducer,
+    enc: Tensor,
+    lengths: Tensor,
+    state: GreedyState | None = None,
+    max_symbols: int | None = None,
+    *,
+    options: SearchOptions = GREEDY,
 ) -> tuple[list[Emissions], GreedyState]:
     """Most probable token, frame after frame.
 
@@ -69,10 +76,14 @@ def greedy_decode(
         enc: (B, T, D) encoder frames; T may be 0.
         lengths: (B,) valid frames.
         state: of the same B streams after the frames before; None = start of the utterance.
-        max_symbols: tokens a frame may emit, >= 1.
+        max_symbols: tokens a frame may emit, at least 1; None = that of the options.
+        options: of method greedy.
     Returns:
         What each stream emitted, and the state after it.
     """
+    if options.method != "greedy":
+        raise ValueError(f"method must be greedy for a greedy search, got {options.method!r}")
+    max_symbols = options.max_symbols if max_symbols is None else max_symbols
     if max_symbols < 1:
         raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
     batch_size, num_frames, _ = enc.shape
@@ -87,6 +98,7 @@ def greedy_decode(
         index = time[rows, None] + window  # (A, W)
         seen = frames[rows[:, None], index.clamp(max=num_frames - 1)]
         logits = model.joiner.join(seen, state.projection[rows, None])  # (A, W, V)
+        options.penalise(logits, model.blank_id)
         best = logits.argmax(-1)
         emits = (best != model.blank_id) & (index < lengths[rows, None])
         any_emits = emits.any(1)
@@ -98,16 +110,16 @@ def greedy_decode(
             continue
         rows, at = rows[here], skipped[here]
         tokens = best[here, at]
-        confidence = logits[here, at].float().softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        confidence = (logits[here, at].float() / options.temperature).softmax(-1).gather(1, tokens[:, None]).squeeze(1)
         found.append((rows, tokens, time[rows], confidence))
-        state = _emit(model, tokens, rows, state)
+        state = emit(model, tokens, rows, state)
         num_here[rows] += 1
         time[rows] += num_here[rows] == max_symbols
         num_here[rows] %= max_symbols
     return _by_stream(found, batch_size), state
 
 
-def _emit(model: Transducer, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
+def emit(model: Transducer, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
     """The predictor's step for the streams in `rows`; the others' state stays."""
     if len(rows) == len(state.projection):
         return GreedyState._advance(model, tokens, state.predictor)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sumix_stream.decode import greedy
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
+from sumix_stream.decode.options import SearchOptions
 from sumix_stream.model.transducer import Transducer
 
 
@@ -47,7 +48,7 @@ def same(actual: Emissions, expected: Emissions) -> None:
 @pytest.mark.parametrize("max_symbols", [1, 2, 5])
 def test_batch_of_unequal_lengths_equals_textbook(model, max_symbols):
     enc, lengths = frames(1, 7, 40, 8, 0, 33, 9)
-    found, _ = greedy_decode(model, enc, lengths, max_symbols=max_symbols)
+    found, _ = greedy_decode(model, enc, lengths, options=SearchOptions(max_symbols=max_symbols))
     expected = [textbook(model, x[:n], max_symbols) for x, n in zip(enc, lengths, strict=True)]
     for actual, reference in zip(found, expected, strict=True):
         same(actual, reference)
@@ -117,14 +118,14 @@ def test_always_a_token_ends_by_max_symbols(model):
         blank = talker.joiner.output.bias[0].item()
         talker.joiner.output.bias[0] = -1e4
         enc, lengths = frames(6)
-        found, _ = greedy_decode(talker, enc, lengths, max_symbols=3)
+        found, _ = greedy_decode(talker, enc, lengths, options=SearchOptions(max_symbols=3))
         talker.joiner.output.bias[0] = blank
     assert found[0].frames == sorted([*range(6)] * 3)
 
 
-def test_max_symbols_is_checked(model):
-    with pytest.raises(ValueError, match="max_symbols must be at least 1, got 0"):
-        greedy_decode(model, *frames(3), max_symbols=0)
+def test_another_method_is_refused(model):
+    with pytest.raises(ValueError, match="method must be greedy"):
+        greedy_decode(model, *frames(3), options=SearchOptions(method="modified_beam"))
 
 
 def test_state_size(model):
