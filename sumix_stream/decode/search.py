@@ -77,7 +77,7 @@ class GreedySearch:
         self, enc: Tensor, lengths: Tensor, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
     ) -> None:
         state = self._rows.join([stream.row for stream in streams])
-        emissions, state = greedy_decode(self.model, enc, lengths, state, self.options)
+        emissions, state = greedy_decode(self.model, enc, lengths, state, options=self.options)
         for stream, row, first, emitted in zip(streams, self._rows.split(state), first_frames, emissions, strict=True):
             stream.row = row
             stream.found.tokens.extend(emitted.tokens)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sumix-stream snapshot"
 VERSION = 1
+_KEY = "sumix_stream"
 _PARTS = ("features", "encoder", "search")
 
 
@@ -57,13 +58,13 @@ def dump(stream: Stream) -> bytes:
     )
     header = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": VERSION,
         "model": recognizer.fingerprint,
         "settings": _settings(recognizer),
         "stream": body,
         "sha256": _checksum(arrays, body),
     }
-    return safetensors.torch.save(arrays, header)
+    return safetensors.torch.save(arrays, {_KEY: json.dumps(header)})  # one key: their order is not kept
 
 
 def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
@@ -71,7 +72,7 @@ def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
     header, arrays = _read(data)
     if header.get("format") != FORMAT:
         raise ValueError("this is no snapshot of a stream; give the bytes that Stream.snapshot returned")
-    if header.get("version") != str(VERSION):
+    if header.get("version") != VERSION:
         raise ValueError(
             f"a snapshot of version {header.get('version')} cannot be read by this release, which reads {VERSION}; "
             "restore it with the release that took it"
@@ -123,15 +124,17 @@ def _checksum(arrays: dict[str, Tensor], body: str) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    flat = tensor.detach().cpu().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""
 
 
-def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(data: bytes) -> tuple[dict, dict[str, Tensor]]:
     """Header and tensors. A file of safetensors begins with the length of its JSON, 8 bytes, little endian."""
     try:
         arrays = safetensors.torch.load(bytes(data))
         length = int.from_bytes(data[:8], "little")
-        return json.loads(data[8 : 8 + length]).get("__metadata__") or {}, arrays
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return dict(json.loads(metadata.get(_KEY, "{}"))), arrays
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"these {len(data)} bytes are no snapshot of a stream, or it was truncated ({error}); "
