@@ -189,8 +189,23 @@ def beam_decode(
         raise ValueError(f"beam must be that of the state, {state.beam}, got {options.beam}: open a new stream")
     order = lengths.argsort(descending=True, stable=True)  # so that those with frames left come first
     state = _search(model, enc[order], lengths[order], state._select(order), options)._select(order.argsort())
-    fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, enc.device)
-    return _results(state, fused.on_approval(fused.enter(state.beams.fused)), options.nbest), state
+    return _results(model, state, options), state
+
+
+def cut(model: Transducer, state: BeamState, options: SearchOptions, forget: bool) -> BeamState:
+    """Begin a new segment: no tokens yet, frames counted on.
+
+    Each stream commits to its best hypothesis, so that no token of the old segment can change; the next words still
+    depend on it, unless `forget` starts predictor, language model and hotwords afresh.
+    """
+    fresh = BeamState.init(model, len(state.best), options, state.hotwords)._replace(num_frames=state.num_frames)
+    if forget:
+        return fresh
+    _, order = _ranked(model, state, options)
+    rows = order[:, :1] + torch.arange(0, order.numel(), state.beam, device=order.device)[:, None]
+    rows = rows.expand(-1, state.beam).flatten()
+    beams = states.map_states(lambda part: part[rows], state.beams)
+    return fresh._replace(beams=beams._replace(scores=fresh.beams.scores))
 
 
 def _search(model: Transducer, enc: Tensor, lengths: Tensor, state: BeamState, options: SearchOptions) -> BeamState:
@@ -304,18 +319,22 @@ def _hash(hashes: Tensor, tokens: Tensor) -> Tensor:
     return mixed ^ (mixed >> 29)
 
 
-def _results(state: BeamState, on_approval: Tensor, nbest: int) -> list[NBest]:
-    """The best hypotheses, ranked without what unfinished hotwords have on approval."""
-    batch_size = len(state.best)
-    relative = (state.beams.scores - on_approval).view(batch_size, state.beam)
-    relative, order = relative.sort(dim=1, descending=True, stable=True)
-    scores = (relative[:, :nbest] + state.best[:, None]).tolist()
-    tokens, frames, confidence, num_tokens = state.history.of(order[:, :nbest])
+def _ranked(model: Transducer, state: BeamState, options: SearchOptions) -> tuple[Tensor, Tensor]:
+    """Scores (B, K) relative to state.best, best first, and whose they are: without what hotwords have on approval."""
+    fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, state.best.device)
+    scores = state.beams.scores - fused.on_approval(fused.enter(state.beams.fused))
+    return scores.view(len(state.best), state.beam).sort(dim=1, descending=True, stable=True)
+
+
+def _results(model: Transducer, state: BeamState, options: SearchOptions) -> list[NBest]:
+    relative, order = _ranked(model, state, options)
+    scores = (relative[:, : options.nbest] + state.best[:, None]).tolist()
+    tokens, frames, confidence, num_tokens = state.history.of(order[:, : options.nbest])
     return [
         [
             Scored(tokens[b][n][:u], frames[b][n][:u], confidence[b][n][:u], scores[b][n])
             for n, u in enumerate(num_tokens[b])
             if scores[b][n] > -torch.inf
         ]
-        for b in range(batch_size)
+        for b in range(len(scores))
     ]

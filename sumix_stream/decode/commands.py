@@ -9,28 +9,41 @@ import numpy as np
 from lhotse import CutSet
 from tqdm import tqdm
 
-from sumix_stream.audio import read_audio
+from sumix_stream.audio import read_audio, resample
 from sumix_stream.data.cuts import load_cuts, read_valid
+from sumix_stream.decode.beam_search import make_search
 from sumix_stream.decode.evaluate import Evaluation, OnUtterance, masked_wer, streaming_wer
 from sumix_stream.decode.exactness import exactness_grid
 from sumix_stream.decode.live import play_words
+from sumix_stream.decode.offline import transcribe_batch, transcribe_nbest
+from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.recognizer import Recognizer
 from sumix_stream.decode.scoring import write_report
+from sumix_stream.decode.words import words_of
 from sumix_stream.nn.chunking import ChunkContext
 
 BAD_INPUT = 2  # exit code
 
 
-def report_directory(checkpoint: str, manifest: Path, context: ChunkContext, suffix: str = "") -> Path:
-    """Where a report goes unless told otherwise: beside the checkpoint, named after manifest and context."""
+def report_directory(
+    checkpoint: str, manifest: Path, context: ChunkContext, options: SearchOptions, suffix: str = ""
+) -> Path:
+    """Where a report goes unless told otherwise: beside the checkpoint, named after manifest, context and beam."""
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
     chunk = "full" if context.chunk_size is None else f"chunk{context.chunk_size}"
     left = "" if context.left_context is None else f"-left{context.left_context}"
-    return beside / "decode" / f"{manifest.name.split('.')[0]}-{chunk}{left}{suffix}"
+    beam = "" if options.method == "greedy" else f"-beam{options.beam}"
+    return beside / "decode" / f"{manifest.name.split('.')[0]}-{chunk}{left}{suffix}{beam}"
 
 
 def score_streaming(
-    recognizer: Recognizer, manifest: Path, context: ChunkContext, out: Path, num_streams: int, push_seconds: float
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    out: Path,
+    num_streams: int,
+    push_seconds: float,
+    options: SearchOptions = GREEDY,
 ) -> int:
     """Decode a manifest as live streams; print figures and write the report."""
     with _progress(load_cuts(manifest)) as (cuts, advance):
@@ -41,12 +54,20 @@ def score_streaming(
             context,
             num_streams=num_streams,
             push_seconds=push_seconds,
+            options=options,
             on_utterance=advance,
         )
-    return _report(evaluation, manifest, out)
+    return _report(evaluation, manifest, out, options)
 
 
-def score_masked(recognizer: Recognizer, manifest: Path, context: ChunkContext, out: Path, batch_size: int) -> int:
+def score_masked(
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    out: Path,
+    batch_size: int,
+    options: SearchOptions = GREEDY,
+) -> int:
     """Decode a manifest in whole utterances; print figures and write the report."""
     with _progress(load_cuts(manifest)) as (cuts, advance):
         evaluation = masked_wer(
@@ -55,34 +76,55 @@ def score_masked(recognizer: Recognizer, manifest: Path, context: ChunkContext, 
             read_valid(cuts),
             context,
             batch_size=batch_size,
+            options=options,
             on_utterance=advance,
         )
-    return _report(evaluation, manifest, out)
+    return _report(evaluation, manifest, out, options)
 
 
-def print_text(recognizer: Recognizer, paths: Sequence[Path], context: ChunkContext, times: bool) -> int:
-    """Print the text of each file, with `times` one word a line at its time."""
+def print_text(
+    recognizer: Recognizer,
+    paths: Sequence[Path],
+    context: ChunkContext,
+    times: bool,
+    options: SearchOptions = GREEDY,
+) -> int:
+    """Print the text of each file, with `times` one word a line at its time, and what else the n-best list holds."""
+    model, tokenizer = recognizer.model, recognizer.tokenizer
+    frame_seconds = model.timebase.encoder_frame_seconds
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        hypothesis = recognizer.transcribe((samples, sample_rate), context)
+        samples = resample(samples, sample_rate, model.timebase.sample_rate)
+        if options.method == "greedy":
+            (hypothesis,), others = transcribe_batch(model, tokenizer, [samples], context, options), []
+        else:
+            (((hypothesis, best), *others),) = transcribe_nbest(model, tokenizer, [samples], context, options)
         print(f"{path}: {hypothesis.text}")
-        for word in recognizer.words(hypothesis) if times else []:
+        for word in words_of(hypothesis, tokenizer, frame_seconds) if times else []:
             print(f"  {word.start:8.2f} s  {word.text}")
+        for rank, (other, score) in enumerate(others, 2):
+            print(f"  {rank}. {score - best:+.2f}  {other.text}")
         return True
 
     return _each_file(paths, one)
 
 
 def print_live(
-    recognizer: Recognizer, paths: Sequence[Path], context: ChunkContext, push_seconds: float, realtime: bool
+    recognizer: Recognizer,
+    paths: Sequence[Path],
+    context: ChunkContext,
+    push_seconds: float,
+    realtime: bool,
+    options: SearchOptions = GREEDY,
 ) -> int:
     """Print words as they come: how much has been heard, then each new word after its own time."""
+    streaming = recognizer.streaming(context, search=make_search(recognizer.model, options))
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
         model_rate = recognizer.model.timebase.sample_rate
         resampled = "" if sample_rate == model_rate else f", resampled to {model_rate} Hz"
         print(f"{path}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{resampled}; heard | time and word")
-        stream = recognizer.stream(context)
+        stream = streaming.create_stream()
         for heard, words in play_words(recognizer, stream, samples, sample_rate, push_seconds, realtime):
             print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
         print(f"{path}: {stream.result().text}")
@@ -123,10 +165,11 @@ def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], boo
     return code
 
 
-def _report(evaluation: Evaluation, manifest: Path, out: Path) -> int:
+def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:
     if not evaluation.word_errors.utterances:
         raise ValueError(f"{manifest}: none of its utterances could be read; see the reasons above")
-    report = write_report(out, evaluation.word_errors, {"cuts": str(manifest), **evaluation.to_dict()})
+    extra = {"cuts": str(manifest), **options.describe(), **evaluation.to_dict()}
+    report = write_report(out, evaluation.word_errors, extra)
     print(evaluation.summary())
     print(f"report {report}")
     return 0

@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from sumix_stream.decode.beam_search import make_search
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.offline import transcribe_batch
+from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.scoring import UtteranceErrors, WordErrors, align
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
 from sumix_stream.model.transducer import Transducer
@@ -168,6 +170,7 @@ def streaming_wer(
     *,
     realtime: bool = True,
     push_seconds: float = 0.1,
+    options: SearchOptions = GREEDY,
     on_utterance: OnUtterance | None = None,
 ) -> Evaluation:
     """Decode chunk by chunk from samples, many streams in each step.
@@ -178,6 +181,7 @@ def streaming_wer(
         num_streams: live at a time.
         realtime: measure latency on the virtual clock; otherwise utterances are there at once, which batches best.
         push_seconds: size of the packets of a real-time stream.
+        options: of the search.
         on_utterance: called with each utterance and its final hypothesis, as they finish.
     """
     if num_streams < 1:
@@ -186,7 +190,7 @@ def streaming_wer(
         raise ValueError(f"push_seconds must be above 0, got {push_seconds}")
     timebase = model.timebase
     context = as_context(model, chunk, left_context)
-    recognizer = StreamingRecognizer(model, tokenizer, context)  # refuses a context that cannot stream
+    recognizer = StreamingRecognizer(model, tokenizer, context, search=make_search(model, options))
     grid = timebase.encoder_frame_time(context.chunk_size)
     packet = max(1, timebase.num_samples(push_seconds))
     waiting = enumerate(utterances)
@@ -267,6 +271,7 @@ def masked_wer(
     left_context: int | None = None,
     batch_size: int = 16,
     *,
+    options: SearchOptions = GREEDY,
     on_utterance: OnUtterance | None = None,
 ) -> Evaluation:
     """Decode whole utterances under any context, `full` included: the text that streaming would give.
@@ -282,7 +287,9 @@ def masked_wer(
     with _evaluating(model):
         while batch := list(islice(waiting, batch_size)):
             began = time.perf_counter()
-            hypotheses = transcribe_batch(model, tokenizer, [utterance.samples for utterance in batch], context)
+            hypotheses = transcribe_batch(
+                model, tokenizer, [utterance.samples for utterance in batch], context, options
+            )
             compute += time.perf_counter() - began
             for utterance, hypothesis in zip(batch, hypotheses, strict=True):
                 audio += model.timebase.seconds(len(utterance.samples))

@@ -6,7 +6,8 @@ sentence: a live stream has none until it is over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,6 +23,7 @@ class LanguageModel(Protocol):
     """What a fused language model offers; a state is a tensor or named tuple of tensors, N first."""
 
     vocab_size: int
+    fingerprint: str  # names its weights: a stream goes on only with the model it began with
 
     def start(self, batch_size: int, device: torch.device) -> Any:
         """State of sequences without a token."""
@@ -117,3 +119,12 @@ def select(state: FusionState, rows: Tensor) -> FusionState:
 def write(state: FusionState, rows: Tensor, new: FusionState) -> FusionState:
     """The state with new hypotheses in `rows`."""
     return states.map_states(lambda old, part: old.index_copy(0, rows, part.to(old.dtype)), state, new)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over types, shapes and values."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

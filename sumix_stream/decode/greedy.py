@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sumix_stream.decode.options import GREEDY, SearchOptions
-from sumix_stream.decode.options import MAX_SYMBOLS as MAX_SYMBOLS
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 from sumix_stream.nn.states import PredictorState
@@ -64,8 +63,6 @@ def greedy_decode(
     enc: Tensor,
     lengths: Tensor,
     state: GreedyState | None = None,
-    max_symbols: int | None = None,
-    *,
     options: SearchOptions = GREEDY,
 ) -> tuple[list[Emissions], GreedyState]:
     """Most probable token, frame after frame.
@@ -76,16 +73,12 @@ def greedy_decode(
         enc: (B, T, D) encoder frames; T may be 0.
         lengths: (B,) valid frames.
         state: of the same B streams after the frames before; None = start of the utterance.
-        max_symbols: tokens a frame may emit, at least 1; None = that of the options.
         options: of method greedy.
     Returns:
         What each stream emitted, and the state after it.
     """
     if options.method != "greedy":
         raise ValueError(f"method must be greedy for a greedy search, got {options.method!r}")
-    max_symbols = options.max_symbols if max_symbols is None else max_symbols
-    if max_symbols < 1:
-        raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
     batch_size, num_frames, _ = enc.shape
     assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
     state = state or GreedyState.init(model, batch_size)
@@ -114,8 +107,8 @@ def greedy_decode(
         found.append((rows, tokens, time[rows], confidence))
         state = emit(model, tokens, rows, state)
         num_here[rows] += 1
-        time[rows] += num_here[rows] == max_symbols
-        num_here[rows] %= max_symbols
+        time[rows] += num_here[rows] == options.max_symbols
+        num_here[rows] %= options.max_symbols
     return _by_stream(found, batch_size), state
 
 

@@ -19,7 +19,14 @@ class Hypothesis(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, and the seconds from the first sample to the start of the encoder frame that emitted its first token."""
+    """A word and when it was said, in seconds from the first sample; see words.py for what that means.
+
+    start: of the encoder frame that emitted its first token.
+    end: of the encoder frame that emitted its last token.
+    confidence: the least of its tokens'.
+    """
 
     text: str
     start: float
+    end: float | None = None
+    confidence: float | None = None

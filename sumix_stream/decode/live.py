@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 
 import numpy as np
 
@@ -36,11 +37,11 @@ def play(
 def play_words(
     recognizer: Recognizer, stream: Stream, samples: np.ndarray, sample_rate: int, push_seconds: float, realtime: bool
 ) -> Iterator[tuple[float, list[Word]]]:
-    """`play`, but with the words that are new or have grown since the last time."""
+    """`play`, but with the words from the first that is new or has changed since the last time."""
     shown: list[Word] = []
     for heard, hypothesis in play(stream, samples, sample_rate, push_seconds, realtime):
         words = recognizer.words(hypothesis)
-        same = sum(old == new for old, new in zip(shown, words, strict=False))  # only the last can have grown
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, words, strict=False)))
         if words[same:]:
             yield heard, words[same:]
         shown = words

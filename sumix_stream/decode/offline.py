@@ -1,14 +1,18 @@
 """Masked whole-utterance recognition: one forward under a chunk context, then the search over all of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sumix_stream.decode.beam import Scored, beam_decode
 from sumix_stream.decode.greedy import Emissions, greedy_decode
 from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.features import fbank
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
@@ -30,14 +34,40 @@ def encode_masked(model: Transducer, waveforms: Sequence[np.ndarray], context: C
 
 
 def transcribe_batch(
-    model: Transducer, tokenizer: Tokenizer, waveforms: Sequence[np.ndarray], context: ChunkContext
+    model: Transducer,
+    tokenizer: Tokenizer,
+    waveforms: Sequence[np.ndarray],
+    context: ChunkContext,
+    options: SearchOptions = GREEDY,
 ) -> list[Hypothesis]:
     """Recognise whole utterances (float32 (S,) each, at the model's sample rate) in one batch."""
-    emissions, _ = greedy_decode(model, *encode_masked(model, waveforms, context))
+    if options.method == "modified_beam":
+        options = replace(options, nbest=1)
+        return [best.hypothesis for (best,) in transcribe_nbest(model, tokenizer, waveforms, context, options)]
+    emissions, _ = greedy_decode(model, *encode_masked(model, waveforms, context), options=options)
     return [to_hypothesis(model, tokenizer, emitted) for emitted in emissions]
 
 
-def to_hypothesis(model: Transducer, tokenizer: Tokenizer, emitted: Emissions) -> Hypothesis:
+class Alternative(NamedTuple):
+    """One of several results; `score` is its natural log-probability with all that the options add."""
+
+    hypothesis: Hypothesis
+    score: float
+
+
+def transcribe_nbest(
+    model: Transducer,
+    tokenizer: Tokenizer,
+    waveforms: Sequence[np.ndarray],
+    context: ChunkContext,
+    options: SearchOptions,
+) -> list[list[Alternative]]:
+    """As `transcribe_batch` by modified beam search: options.nbest results of each utterance, best first."""
+    found, _ = beam_decode(model, *encode_masked(model, waveforms, context), options=options)
+    return [[Alternative(to_hypothesis(model, tokenizer, x), x.score) for x in nbest] for nbest in found]
+
+
+def to_hypothesis(model: Transducer, tokenizer: Tokenizer, emitted: Emissions | Scored) -> Hypothesis:
     """Text and times of what a search over a whole utterance emitted."""
     seconds = [model.timebase.encoder_frame_time(frame) for frame in emitted.frames]
     return Hypothesis(tokenizer.decode(emitted.tokens), list(emitted.tokens), seconds, list(emitted.confidence))

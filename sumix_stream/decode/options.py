@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from sumix_stream.decode.hotwords import Hotwords
 
 METHODS = ("greedy", "modified_beam")
-MAX_SYMBOLS = 5  # tokens a frame, of greedy search: no real speech has more in 40 ms
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class SearchOptions:
     method: str = "greedy"  # greedy | modified_beam
     blank_penalty: float = 0.0  # subtracted from blank's logit before anything else; above 0 = fewer deletions
     temperature: float = 1.0  # logits are divided by it: of greedy search it changes confidences only
-    max_symbols: int = MAX_SYMBOLS  # tokens a frame may emit, of greedy; modified_beam has one by definition
+    max_symbols: int = 5  # tokens a frame, of greedy: no real speech has more in 40 ms; modified_beam has one
     beam: int = 4  # hypotheses a stream, of modified_beam
     nbest: int = 1  # results a stream, at most `beam`
     lm: LanguageModel | None = None  # fused into modified_beam (ngram.NgramLm, lstm_lm.LstmLm)
@@ -57,6 +56,18 @@ class SearchOptions:
                 raise ValueError(f"{name} needs a beam, and greedy search has none: set method to modified_beam")
         elif self.nbest > self.beam:
             raise ValueError(f"nbest must be at most beam ({self.beam}), got {self.nbest}: set a larger beam")
+
+    def describe(self) -> dict:
+        """Plain values (JSON) that tell one search from another."""
+        greedy = self.method == "greedy"
+        names = ("max_symbols",) if greedy else ("beam", "nbest")
+        described = {"search": self.method}
+        described |= {name: getattr(self, name) for name in (*names, "blank_penalty", "temperature")}
+        if self.lm is not None:
+            described |= {"lm": self.lm.fingerprint, "lm_scale": self.lm_scale}
+        if self.hotwords is not None:
+            described["hotwords"] = self.hotwords.sequences
+        return described
 
     def penalise(self, logits: Tensor, blank_id: int) -> Tensor:
         """Logits (..., V) with the blank penalty taken off, in place."""

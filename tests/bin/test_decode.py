@@ -48,6 +48,7 @@ def exp(tmp_path_factory) -> Path:
 @pytest.fixture
 def door(monkeypatch, capsys, exp):
     """Run a door with arguments: (exit code, standard output, standard error)."""
+    monkeypatch.syspath_prepend(ROOT / "bin")
     monkeypatch.setitem(sys.modules, "_venv", types.SimpleNamespace(enter=lambda: None))
 
     def run(name: str, *arguments: object, checkpoint: Path = exp) -> tuple[int, str, str]:

@@ -1,0 +1,50 @@
+"""Options that bin/decode and bin/stream_decode share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sumix_stream.decode.options import SearchOptions
+    from sumix_stream.tokenizer import Tokenizer
+
+
+def left_context(text: str) -> int | None:
+    """Chunks; None = unlimited."""
+    return None if text == "unlimited" else int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The search's, as a group."""
+    add = parser.add_argument_group("search").add_argument
+    add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
+    add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")
+    add("--max-symbols", type=int, help="tokens a frame, of greedy search; default 5 (a beam search has 1)")
+    add("--lm", type=Path, help="language model over the model's tokens, with --beam: ARPA file or LSTM directory")
+    add("--lm-scale", default=0.3, type=float, help="weight of its log-probabilities; default 0.3")
+    add("--hotwords", type=Path, help="phrases to listen for, with --beam: one a line, `NEW YORK :2.0` with its score")
+    add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
+
+
+def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
+    """The options that the arguments say; ValueError for those that do not go together."""
+    from sumix_stream.decode.hotwords import Hotwords, parse_hotwords
+    from sumix_stream.decode.lstm_lm import LstmLm
+    from sumix_stream.decode.ngram import NgramLm
+    from sumix_stream.decode.options import SearchOptions
+
+    chosen = {"nbest": nbest, "blank_penalty": args.blank_penalty, "lm_scale": args.lm_scale}
+    if args.max_symbols is not None:
+        if args.beam is not None:
+            raise ValueError("--max-symbols is for greedy search: leave it out, or --beam")
+        chosen["max_symbols"] = args.max_symbols
+    if args.beam is not None:
+        chosen |= {"method": "modified_beam", "beam": args.beam}
+    if args.lm is not None:
+        chosen["lm"] = LstmLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
+    if args.hotwords is not None:
+        phrases = parse_hotwords(args.hotwords.read_text(encoding="utf-8").splitlines(), str(args.hotwords))
+        chosen["hotwords"] = Hotwords.compile(phrases, tokenizer, args.hotword_score)
+    return SearchOptions(**chosen)
