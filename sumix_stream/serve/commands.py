@@ -1,0 +1,82 @@
+"""What bin/serve does once its arguments are read."""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+from pathlib import Path
+
+import torch
+
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.serve.limits import Limits
+from sumix_stream.serve.logs import log_event, set_up
+from sumix_stream.serve.server import Server
+
+TOKEN_VARIABLE = "SUMIX_SERVE_TOKEN"
+
+_log = logging.getLogger(__name__)
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """TLS with a certificate chain and its key (PEM files); None without both. Raises ValueError naming the files."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ValueError("TLS needs both: give --tls-cert and --tls-key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"{certificate}, {key}: no certificate and its key in PEM form ({error})") from None
+    return context
+
+
+def run(
+    recognizer: StreamingRecognizer,
+    host: str,
+    port: int,
+    limits: Limits,
+    *,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    log_text: bool = False,
+    threads: int | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then let open streams finish; a second signal ends at once. The exit code.
+
+    token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set. threads: of torch; None = as it is.
+    """
+    set_up()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
+    server = Server(recognizer, limits, token=token, log_text=log_text)
+    return asyncio.run(_serve(server, host, port, tls))
+
+
+async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(130)  # asked twice
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    port = await server.start(host, port, tls=tls)
+    recognizer = server.recognizer
+    log_event(
+        _log,
+        "listening",
+        url=f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}/",
+        context=str(recognizer.context),
+        latency_seconds=round(recognizer.model.timebase.chunk_latency_seconds(recognizer.context.chunk_size), 4),
+        max_streams=server.limits.max_streams,
+        device=str(recognizer.model.device),
+    )
+    await stopping.wait()
+    await server.stop()
+    return 0

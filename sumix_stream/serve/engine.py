@@ -1,0 +1,252 @@
+"""The one thread that recognises: it batches whatever streams are ready, and no fault of one reaches another."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer
+from sumix_stream.serve import protocol
+from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+
+_log = logging.getLogger(__name__)
+
+
+class Event(NamedTuple):
+    """Something for a session's client. `kind`: partial, progress, final, done, error, or room (audio was taken)."""
+
+    kind: str
+    text: str = ""
+    close_code: int | None = None  # after the message, the connection ends
+
+
+class Session:
+    """One client's stream. The network's thread pushes, the engine's thread recognises and reports.
+
+    Args:
+        report: called in the engine's thread with events, in order.
+    """
+
+    def __init__(self, engine: Engine, sample_rate: int, report: Callable[[list[Event]], None]) -> None:
+        self.engine, self.sample_rate, self.report = engine, sample_rate, report
+        self.num_pending = 0  # samples that wait
+        self._pending: deque[tuple[np.ndarray, float]] = deque()  # with their time of arrival
+        self._ended = self.closed = False
+        self.stream: Stream | None = None  # made by the engine's thread
+        self.segment = 0
+        self.arrival = 0.0  # of the newest audio that the stream has got
+        self.finishing = False  # the stream knows that its input is finished
+
+    @property
+    def pending_seconds(self) -> float:
+        """Audio that waits for the engine."""
+        return self.num_pending / self.sample_rate
+
+    def push(self, samples: np.ndarray) -> None:
+        """Hand over samples (S,); never waits."""
+        arrival = time.monotonic()
+        with self.engine.lock:
+            for start in range(0, len(samples), self.sample_rate):  # pieces of a second: nobody's turn is long
+                self._pending.append((samples[start : start + self.sample_rate], arrival))
+            self.num_pending += len(samples)
+        self.engine.wake()
+
+    def end(self) -> None:
+        """No more audio: the last results and `done` will be reported."""
+        with self.engine.lock:
+            self._ended = True
+        self.engine.wake()
+
+    def close(self) -> None:
+        """Forget this session; nothing more is reported."""
+        self.engine.remove(self)
+
+    def take(self) -> tuple[np.ndarray, float] | None:
+        """The oldest audio that waits and its arrival; None if there is none."""
+        with self.engine.lock:
+            if not self._pending:
+                return None
+            samples, arrival = self._pending.popleft()
+            self.num_pending -= len(samples)
+            return samples, arrival
+
+    @property
+    def has_input(self) -> bool:
+        with self.engine.lock:
+            return bool(self._pending) or (self._ended and not self.finishing)
+
+    @property
+    def is_over(self) -> bool:
+        """All audio has been taken and the client has said that there is no more."""
+        with self.engine.lock:
+            return self._ended and not self._pending
+
+
+class Engine:
+    """Runs the recogniser in a thread of its own.
+
+    Args:
+        recognizer: used by that thread alone, from `start` to `stop`.
+        metrics: are kept up to date.
+    """
+
+    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics) -> None:
+        self.recognizer, self.metrics = recognizer, metrics
+        self.lock = threading.RLock()
+        self._wake = threading.Condition(self.lock)
+        self._work = self._stopping = False
+        self._sessions: dict[Session, None] = {}  # in order of arrival
+        self._thread = threading.Thread(target=self._run, name="recognition", daemon=True)
+
+    def start(self) -> None:
+        """Begin; one chunk of silence is recognised first, so that the first client does not pay for it."""
+        stream = self.recognizer.create_stream()
+        rate = self.recognizer.model.timebase.sample_rate
+        samples = self.recognizer.context.chunk_size * self.recognizer.model.timebase.encoder_frame_samples
+        self.recognizer.accept_waveform(stream, rate, np.zeros(2 * samples, np.float32))
+        self.recognizer.decode([stream])
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its present step."""
+        with self.lock:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def open(self, sample_rate: int, report: Callable[[list[Event]], None]) -> Session:
+        """A new session for audio of `sample_rate` Hz."""
+        session = Session(self, sample_rate, report)
+        with self.lock:
+            self._sessions[session] = None
+        return session
+
+    def remove(self, session: Session) -> None:
+        with self.lock:
+            session.closed = True
+            self._sessions.pop(session, None)
+
+    def wake(self) -> None:
+        with self.lock:
+            self._work = True
+            self._wake.notify()
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self._sessions)
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                self._wake.wait_for(lambda: self._work or self._stopping)
+                if self._stopping:
+                    return
+                self._work = False
+                sessions = list(self._sessions)
+            try:
+                if self._round(sessions):
+                    self.wake()
+            except Exception:
+                _log.exception("a round failed")
+                for session in sessions:
+                    self._fail(session, None)
+
+    def _round(self, sessions: Sequence[Session]) -> bool:
+        """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""
+        for session in sessions:
+            try:
+                self._feed(session)
+            except Exception as fault:
+                self._fail(session, fault)
+        ready = [session for session in sessions if not session.closed and session.stream and session.stream.is_ready]
+        moved = self._decode(ready)
+        for session in moved:
+            self._report(session)
+        for session in sessions:
+            if session.finishing and not session.closed and session.stream.is_finished:
+                self._finish(session)
+        return any(
+            not session.closed and (session.has_input or (session.stream is not None and session.stream.is_ready))
+            for session in sessions
+        )
+
+    def _feed(self, session: Session) -> None:
+        """Audio up to the next chunk, no more: a fast sender's costs are spread, and its audio counts as waiting."""
+        if session.stream is None:
+            session.stream = self.recognizer.create_stream()
+        taken = False
+        while not session.closed and not session.stream.is_ready and (item := session.take()) is not None:
+            samples, session.arrival = item
+            self.recognizer.accept_waveform(session.stream, session.sample_rate, samples)
+            self.metrics.audio.inc(len(samples) / session.sample_rate)
+            taken = True
+        if taken:
+            session.report([Event("room")])
+        if not session.stream.is_ready and not session.finishing and session.is_over:
+            session.finishing = True
+            self.recognizer.input_finished(session.stream)
+
+    def _decode(self, sessions: Sequence[Session]) -> Sequence[Session]:
+        """One chunk of each, together; if that fails, each alone, and only those that fail are ended."""
+        if not sessions:
+            return []
+        began = time.monotonic()
+        try:
+            self.recognizer.decode([session.stream for session in sessions])
+        except Exception as fault:
+            if len(sessions) > 1:
+                return [session for one in sessions for session in self._decode([one])]
+            self._fail(sessions[0], fault)
+            return []
+        self.metrics.step.observe(time.monotonic() - began)
+        self.metrics.batch.observe(len(sessions))
+        return sessions
+
+    def _report(self, session: Session) -> None:
+        recognizer, stream = self.recognizer, session.stream
+        decoded = stream.num_encoded * recognizer.model.timebase.encoder_frame_seconds
+        if recognizer.is_endpoint(stream) and not stream.is_finished:
+            final = self._result("final", session) if stream.num_tokens else None
+            recognizer.reset(stream)
+            if final is not None:
+                session.segment += 1
+                session.report([final])
+        elif stream.num_tokens and not stream.is_finished:
+            session.report([self._result("partial", session)])
+        else:
+            session.report([Event("progress", protocol.dump(type="progress", decoded=round(decoded, 3)))])
+        self.metrics.latency.observe(time.monotonic() - session.arrival)
+
+    def _finish(self, session: Session) -> None:
+        final = self._result("final", session)
+        seconds = session.stream.num_encoded * self.recognizer.model.timebase.encoder_frame_seconds
+        done = protocol.dump(type="done", segments=session.segment + 1, decoded=round(seconds, 3))
+        session.report([final, Event("done", done, 1000)])
+        self.remove(session)
+
+    def _result(self, kind: str, session: Session) -> Event:
+        frame_seconds = self.recognizer.model.timebase.encoder_frame_seconds
+        decoded = session.stream.num_encoded * frame_seconds
+        hypothesis, tokenizer = self.recognizer.result(session.stream), self.recognizer.tokenizer
+        return Event(kind, protocol.result(kind, session.segment, decoded, hypothesis, tokenizer, frame_seconds))
+
+    def _fail(self, session: Session, fault: Exception | None) -> None:
+        """End one session. What went wrong is told to the client only where it is the client's audio."""
+        if session.closed:
+            return
+        if isinstance(fault, ValueError):
+            error = ProtocolError("bad_audio", str(fault), protocol.BAD_MESSAGE)
+        else:
+            if fault is not None:
+                _log.error("a stream failed", exc_info=fault)
+            error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
+        self.metrics.errors.labels(code=error.code).inc()
+        session.report([Event("error", protocol.error(error), error.close_code)])
+        self.remove(session)

@@ -1,0 +1,72 @@
+"""What the server answers to plain HTTP, and whom it lets stream."""
+
+import base64
+import functools
+import hashlib
+import hmac
+import re
+from http import HTTPStatus
+from importlib import resources
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
+_BASE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@functools.cache
+def page() -> str:
+    """The browser's page: one file with everything in it."""
+    return resources.files("sumix_stream.serve").joinpath("page.html").read_text(encoding="utf-8")
+
+
+@functools.cache
+def page_policy() -> str:
+    """Content security policy of the page: its own script and style, named by hash, and nothing from elsewhere."""
+
+    def sources(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page(), re.S)
+        digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {sources('script')} blob:; style-src {sources('style')}; "
+        "connect-src 'self' ws: wss:; worker-src blob:; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def answer(
+    connection: ServerConnection, status: HTTPStatus, body: str, content_type: str = "text/plain", **headers: str
+) -> Response:
+    """A response with the headers that all of them have; `Retry_After="1"` becomes Retry-After: 1."""
+    response = connection.respond(status, body)
+    del response.headers["Content-Type"]
+    charset = "" if ";" in content_type else "; charset=utf-8"
+    response.headers["Content-Type"] = content_type + charset
+    for name, value in (_BASE_HEADERS | headers).items():
+        response.headers[name.replace("_", "-")] = value
+    return response
+
+
+def is_upgrade(request: Request) -> bool:
+    """Whether a websocket is asked for."""
+    return any(value.lower() == "websocket" for value in request.headers.get_all("Upgrade"))
+
+
+def has_token(request: Request, token: str) -> bool:
+    """Whether a request carries the token: as `Authorization: Bearer`, or as ?token= (browsers cannot set headers)."""
+    given = [value.removeprefix("Bearer ") for value in request.headers.get_all("Authorization")]
+    given += parse_qs(urlsplit(request.path).query).get("token", [])
+    return any(hmac.compare_digest(value.encode(), token.encode()) for value in given)
+
+
+def from_here(request: Request) -> bool:
+    """Whether a request comes from no browser or from this server's own page: another site's page may not use it."""
+    origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+    return not origins or [urlsplit(origin).netloc for origin in origins] == hosts

@@ -1,0 +1,123 @@
+"""The messages of PROTOCOL.md: reading those of clients, making those of the server."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from sumix_stream.audio import MAX_RATE, MIN_RATE, check_rate
+from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.tokenizer import Tokenizer
+
+VERSION = 1
+PATH = "/stream"
+DTYPES = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+DEFAULT_RATE, DEFAULT_FORMAT = 16_000, "s16le"
+MAX_TEXT = 4_096  # characters of a client's text message
+_START_KEYS = {"type", "sample_rate", "format"}
+
+
+class ProtocolError(ValueError):
+    """What a client did wrong: a code for programs, a sentence for people, and the websocket's close code."""
+
+    def __init__(self, code: str, message: str, close_code: int) -> None:
+        super().__init__(message)
+        self.code, self.close_code = code, close_code
+
+
+BAD_MESSAGE, POLICY, INTERNAL, GOING_AWAY = 1007, 1008, 1011, 1001  # RFC 6455, 7.4.1
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """How the binary messages of a stream are read: `sample_rate` in Hz, mono."""
+
+    sample_rate: int = DEFAULT_RATE
+    format: str = DEFAULT_FORMAT
+
+    def samples(self, message: bytes) -> np.ndarray:
+        """Samples (S,) of a binary message. Raises ProtocolError if it does not hold whole samples."""
+        dtype = DTYPES[self.format]
+        if len(message) % dtype.itemsize:
+            raise ProtocolError(
+                "bad_audio",
+                f"a message of {len(message)} bytes holds no whole number of {self.format} samples",
+                BAD_MESSAGE,
+            )
+        return np.frombuffer(message, dtype)
+
+
+def read_text(text: str) -> dict:
+    """A client's text message: an object whose `type` is start or end. Raises ProtocolError for anything else."""
+    try:
+        message = json.loads(text) if len(text) <= MAX_TEXT else None
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict) or message.get("type") not in ("start", "end"):
+        raise ProtocolError(
+            "bad_message", 'a text message is JSON: {"type": "start", ...} or {"type": "end"}', BAD_MESSAGE
+        )
+    return message
+
+
+def read_start(message: dict) -> AudioFormat:
+    """Raises ProtocolError for an unknown key, a rate that cannot be, or another format."""
+    if unknown := sorted(message.keys() - _START_KEYS):
+        raise ProtocolError(
+            "bad_start", f"unknown key {unknown[0][:40]!r}; known: {', '.join(sorted(_START_KEYS))}", BAD_MESSAGE
+        )
+    rate, form = message.get("sample_rate", DEFAULT_RATE), message.get("format", DEFAULT_FORMAT)
+    try:
+        check_rate(rate)
+    except ValueError:
+        raise ProtocolError(
+            "bad_start", f"sample_rate must be an integer in {MIN_RATE}..{MAX_RATE} (Hz)", BAD_MESSAGE
+        ) from None
+    if not isinstance(form, str) or form not in DTYPES:
+        raise ProtocolError("bad_start", f"format must be one of {', '.join(DTYPES)}", BAD_MESSAGE)
+    return AudioFormat(rate, form)
+
+
+def words(tokenizer: Tokenizer, hypothesis: Hypothesis, frame_seconds: float) -> list[dict]:
+    """Words with `start` and `end` in seconds (of the encoder frames that emitted their first and last token) and
+    `confidence`, the least of their tokens'."""
+    found: list[dict] = []
+    for token, start, confidence in zip(hypothesis.tokens, hypothesis.timestamps, hypothesis.confidence, strict=True):
+        if not found or tokenizer.piece(token).startswith("▁"):
+            found.append({"tokens": [], "start": start, "confidence": 1.0})
+        word = found[-1]
+        word["tokens"].append(token)
+        word["end"], word["confidence"] = start + frame_seconds, min(word["confidence"], confidence)
+    texts = ((tokenizer.decode(word["tokens"]).strip(), word) for word in found)
+    return [
+        {
+            "text": text,
+            "start": round(word["start"], 3),
+            "end": round(word["end"], 3),
+            "confidence": round(word["confidence"], 3),
+        }
+        for text, word in texts
+        if text
+    ]
+
+
+def result(
+    kind: str, segment: int, decoded: float, hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float
+) -> str:
+    """A `partial` or `final` message; `decoded` is how many seconds of audio it has heard."""
+    return dump(
+        type=kind,
+        segment=segment,
+        decoded=round(decoded, 3),
+        text=hypothesis.text,
+        words=words(tokenizer, hypothesis, frame_seconds),
+    )
+
+
+def error(fault: ProtocolError) -> str:
+    return dump(type="error", code=fault.code, message=str(fault))
+
+
+def dump(**message: object) -> str:
+    """A server's message."""
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
