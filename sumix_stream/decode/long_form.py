@@ -1,0 +1,181 @@
+"""One stream for hours: does anything grow, and do errors? Utterances are played one after another into one stream.
+
+Reported by bins of the audio's time: word errors, computing time of a chunk, resident memory.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sumix_stream.decode.recognizer import Recognizer
+from sumix_stream.decode.scoring import UtteranceErrors, WordErrors, align
+from sumix_stream.decode.streaming import StreamingRecognizer
+
+if TYPE_CHECKING:
+    from sumix_stream.data.cuts import Utterance
+
+
+class Bin(NamedTuple):
+    """A stretch of the stream: from `begin` to `end` seconds of audio."""
+
+    begin: float
+    end: float
+    word_errors: WordErrors
+    chunk_ms: float  # median computing time of a chunk
+    rss_mb: float | None  # resident memory at its end, 10^6 bytes; None where the system does not tell
+
+
+@dataclass(frozen=True)
+class LongForm:
+    """What one long stream did."""
+
+    bins: tuple[Bin, ...]
+    word_errors: WordErrors
+    audio_seconds: float
+    num_segments: int
+    state_nbytes: int
+    rss_slope_mb: float | None  # a minute of audio, by least squares, after the first minute
+    chunk_ms: tuple[float, ...]  # medians of each minute
+
+    def summary(self) -> str:
+        lines = [f"{'minutes':>12}  {'WER':>7}  {'words':>6}  {'chunk, ms':>9}  {'RSS, MB':>8}"]
+        for part in self.bins:
+            rss = "unknown" if part.rss_mb is None else f"{part.rss_mb:.1f}"
+            minutes = f"{part.begin / 60:.0f} to {part.end / 60:.1f}"
+            errors = part.word_errors
+            lines.append(f"{minutes:>12}  {errors.wer:7.2%}  {errors.num_words:6d}  {part.chunk_ms:9.2f}  {rss:>8}")
+        slope = "unknown" if self.rss_slope_mb is None else f"{self.rss_slope_mb:+.4f} MB a minute"
+        lines.append(
+            f"{self.audio_seconds / 60:.1f} minutes in one stream, {self.num_segments} segments; "
+            f"{self.word_errors.summary()}"
+        )
+        lines.append(f"RSS after the first minute {slope}; state {self.state_nbytes:,} bytes")
+        if len(self.chunk_ms) > 2:
+            second, last = self.chunk_ms[1], self.chunk_ms[-1]
+            lines.append(
+                f"a chunk takes {second:.2f} ms in minute 2, {last:.2f} in minute {len(self.chunk_ms)} "
+                f"({last / second - 1:+.1%})"
+            )
+        return "\n".join(lines)
+
+
+def long_form(
+    recognizer: Recognizer,
+    streaming: StreamingRecognizer,
+    utterances: Iterable["Utterance"],
+    minutes: float,
+    *,
+    bin_minutes: float = 10.0,
+    gap_seconds: float = 0.5,
+) -> LongForm:
+    """Play `utterances`, again from the first when they run out, until `minutes` of audio have been heard.
+
+    Args:
+        streaming: with endpointing, or the text of the whole stream is one segment.
+        utterances: with samples at the model's rate; taken more than once.
+        gap_seconds: silence after each utterance.
+    Raises:
+        ValueError: for no utterances, or minutes not above 0.
+    """
+    utterances = list(utterances)
+    if not utterances:
+        raise ValueError("no utterances to play")
+    if not (minutes > 0 and bin_minutes > 0):
+        raise ValueError(f"minutes and bin_minutes must be above 0, got {minutes} and {bin_minutes}")
+    rate = recognizer.model.timebase.sample_rate
+    silence = np.zeros(round(gap_seconds * rate), np.float32)
+    stream = streaming.create_stream()
+    words: list[str] = []
+    texts: list[tuple[float, str]] = []  # when each utterance ends, and what was said
+    heard, segments, state_nbytes = 0, 0, 0
+    chunk_times: list[tuple[float, float]] = []  # second of audio, computing seconds
+    rss: list[tuple[float, float]] = []
+
+    def decode() -> None:
+        nonlocal segments, state_nbytes
+        while True:
+            begin = time.perf_counter()
+            if not streaming.decode([stream]):
+                return
+            chunk_times.append((heard / rate, time.perf_counter() - begin))
+            state_nbytes = max(state_nbytes, stream.state_nbytes)
+            if streaming.is_endpoint(stream):
+                words.extend(streaming.result(stream).text.split())
+                streaming.reset(stream)
+                segments += 1
+
+    number = 0
+    while heard < minutes * 60 * rate:
+        utterance = utterances[number % len(utterances)]
+        number += 1
+        for samples in (utterance.samples, silence):
+            streaming.accept_waveform(stream, rate, samples)
+            heard += len(samples)
+            decode()
+        texts.append((heard / rate, utterance.text))
+        if len(rss) < heard / rate / 60 and (memory := _resident_mb()) is not None:
+            rss.append((heard / rate / 60, memory))
+    streaming.input_finished(stream)
+    decode()
+    words.extend(streaming.result(stream).text.split())
+
+    bins = _bins(texts, words, chunk_times, rss, bin_minutes * 60)
+    everything = WordErrors(tuple(errors for part in bins for errors in part.word_errors.utterances))
+    by_minute: dict[int, list[float]] = {}
+    for second, taken in chunk_times:
+        by_minute.setdefault(int(second // 60), []).append(1e3 * taken)
+    medians = tuple(statistics.median(by_minute[minute]) for minute in sorted(by_minute))
+    return LongForm(
+        bins, everything, heard / rate, segments + 1, state_nbytes, _slope([p for p in rss if p[0] >= 1]), medians
+    )
+
+
+def _bins(
+    texts: list[tuple[float, str]],
+    words: list[str],
+    chunk_times: list[tuple[float, float]],
+    rss: list[tuple[float, float]],
+    bin_seconds: float,
+) -> tuple[Bin, ...]:
+    """Errors are counted where one alignment of the whole stream puts them: no boundary invents any."""
+    whole = align("whole", " ".join(text for _, text in texts), " ".join(words))
+    pairs = iter(whole.pairs)
+    utterances: list[tuple[float, UtteranceErrors]] = []
+    for number, (end, text) in enumerate(texts):
+        own, missing = [], len(text.split())
+        while missing:
+            own.append(next(pairs))
+            missing -= own[-1][0] is not None
+        if number == len(texts) - 1:
+            own.extend(pairs)
+        utterances.append((end, UtteranceErrors(f"{number}", tuple(own))))
+    total = texts[-1][0]
+    bins = []
+    for n in range(-int(-total // bin_seconds)):
+        begin, end = n * bin_seconds, min((n + 1) * bin_seconds, total)
+        errors = tuple(errors for when, errors in utterances if begin < when <= end)
+        taken = [1e3 * seconds for second, seconds in chunk_times if begin < second <= end]
+        memory = [mb for minute, mb in rss if begin < minute * 60 <= end]
+        chunk_ms = statistics.median(taken) if taken else 0.0
+        bins.append(Bin(begin, end, WordErrors(errors), chunk_ms, memory[-1] if memory else None))
+    return tuple(bins)
+
+
+def _slope(points: list[tuple[float, float]]) -> float | None:
+    if len(points) < 2:
+        return None
+    return statistics.linear_regression(*zip(*points)).slope
+
+
+def _resident_mb() -> float | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
