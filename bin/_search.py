@@ -17,7 +17,8 @@ def left_context(text: str) -> int | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The search's, as a group."""
+    """The device, and the search's as a group."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     add = parser.add_argument_group("search").add_argument
     add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
     add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")

@@ -12,9 +12,11 @@ from tqdm import tqdm
 from sumix_stream.audio import read_audio, resample
 from sumix_stream.data.cuts import load_cuts, read_valid
 from sumix_stream.decode.beam_search import make_search
+from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.evaluate import Evaluation, OnUtterance, masked_wer, streaming_wer
 from sumix_stream.decode.exactness import exactness_grid
 from sumix_stream.decode.live import play_words
+from sumix_stream.decode.long_form import long_form
 from sumix_stream.decode.offline import transcribe_batch, transcribe_nbest
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.recognizer import Recognizer
@@ -131,6 +133,16 @@ def print_live(
         return True
 
     return _each_file(paths, one)
+
+
+def play_long(
+    recognizer: Recognizer, manifest: Path, context: ChunkContext, minutes: float, options: SearchOptions = GREEDY
+) -> int:
+    """Play a manifest into one stream, cut by endpoints at which the predictor starts afresh; print what it did."""
+    endpointing = Endpointing.sherpa(reset_predictor=True)
+    streaming = recognizer.streaming(context, search=make_search(recognizer.model, options), endpointing=endpointing)
+    print(long_form(recognizer, streaming, read_valid(load_cuts(manifest)), minutes).summary())
+    return 0
 
 
 def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:

@@ -103,6 +103,12 @@ def test_report_goes_beside_the_checkpoint(door, exp):
     assert str(expected) in out
 
 
+def test_long_form(door, exp):
+    code, out, _ = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--long-form", "0.2")
+    assert code == 0
+    assert "minutes in one stream" in out and "RSS after the first minute" in out
+
+
 def test_exactness(door, exp):
     code, out, _ = door("stream_decode", "--check-exactness", exp / "0.wav")
     assert code == 0
