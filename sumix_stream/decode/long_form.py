@@ -3,6 +3,7 @@
 Reported by bins of the audio's time: word errors, computing time of a chunk, resident memory.
 """
 
+import math
 import os
 import statistics
 import time
@@ -157,8 +158,9 @@ def _bins(
         utterances.append((end, UtteranceErrors(f"{number}", tuple(own))))
     total = texts[-1][0]
     bins = []
-    for n in range(-int(-total // bin_seconds)):
-        begin, end = n * bin_seconds, min((n + 1) * bin_seconds, total)
+    count = max(1, math.ceil(total / bin_seconds - 0.1))  # a short rest belongs to the last
+    for n in range(count):
+        begin, end = n * bin_seconds, total if n == count - 1 else (n + 1) * bin_seconds
         errors = tuple(errors for when, errors in utterances if begin < when <= end)
         taken = [1e3 * seconds for second, seconds in chunk_times if begin < second <= end]
         memory = [mb for minute, mb in rss if begin < minute * 60 <= end]

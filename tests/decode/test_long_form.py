@@ -50,6 +50,7 @@ def test_errors_are_counted_where_they_were_made():
     assert [(part.word_errors.substitutions, part.word_errors.insertions) for part in bins] == [(1, 0), (0, 3)]
     assert [part.chunk_ms for part in bins] == [2.0, 4.0]
     assert [part.rss_mb for part in bins] == [50.0, 60.0]
+    assert [part.end for part in _bins(texts, words, [], [], 18.5)] == [19.0], "a short rest is no bin of its own"
 
 
 def test_slope():
