@@ -300,9 +300,8 @@ def _merge(scores: Tensor, beams: Beams, blank: int) -> tuple[Tensor, Tensor]:
     num_streams, k, _ = scores.shape
     hashes, parents, last = (x.view(num_streams, k) for x in (beams.hashes, beams.parents, beams.last))
     alive = beams.scores.view(num_streams, k) > -torch.inf
-    same = (
-        (hashes[:, :, None] == parents[:, None]) & alive[:, :, None] & (alive & (last != blank))[:, None]
-    )  # (A, i, j)
+    grows, has_token = alive[:, :, None], (alive & (last != blank))[:, None]
+    same = (hashes[:, :, None] == parents[:, None]) & grows & has_token  # (A, i, j)
     into = last[:, None].expand(-1, k, -1)
     grown, source = scores.gather(2, into).masked_fill(~same, -torch.inf).max(1)  # (A, j): at most one i each
     stay = scores[..., blank]

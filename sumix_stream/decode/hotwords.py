@@ -81,9 +81,8 @@ def parse_hotwords(lines: Iterable[str], source: str = "hotwords") -> dict[str, 
         try:
             phrases[text.strip()] = float(score) if score.strip() else None
         except ValueError:
-            raise ValueError(
-                f"{source}:{number}: the score of {text.strip()!r} is no number: {score.strip()}"
-            ) from None
+            message = f"{source}:{number}: the score of {text.strip()!r} must be a number, got {score.strip()!r}"
+            raise ValueError(message) from None
     return phrases
 
 

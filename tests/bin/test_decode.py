@@ -109,6 +109,36 @@ def test_long_form(door, exp):
     assert "minutes in one stream" in out and "RSS after the first minute" in out
 
 
+def test_beam_search_and_its_alternatives(door, exp):
+    _, greedy, _ = door("decode", exp / "2.wav")
+    code, out, _ = door("decode", exp / "2.wav", "--beam", 4, "--nbest", 3, "--blank-penalty", 0.5)
+    assert code == 0
+    best, *others = out.splitlines()
+    assert best.startswith(f"{exp / '2.wav'}: ") and best != greedy.strip()
+    assert [line.split()[0] for line in others] == ["2.", "3."]
+    scores = [float(line.split()[1]) for line in others]
+    assert 0 >= scores[0] >= scores[1]
+    _, live, _ = door("stream_decode", exp / "2.wav", "--beam", 4, "--blank-penalty", 0.5, "--chunk", "8")
+    _, whole, _ = door(
+        "decode", exp / "2.wav", "--beam", 4, "--blank-penalty", 0.5, "--chunk", "8", "--left-context", 4
+    )
+    assert live.splitlines()[-1] == whole.strip()
+
+
+def test_search_options_reach_the_search_and_the_report(door, exp, tmp_path):
+    (tmp_path / "hotwords").write_text("a b :3\n# none\nc\n")
+    _, plain, _ = door("decode", exp / "1.wav", "--beam", 4)
+    _, boosted, _ = door("decode", exp / "1.wav", "--beam", 4, "--hotwords", tmp_path / "hotwords")
+    assert plain != boosted
+    texts = [door("decode", exp / "2.wav", "--blank-penalty", p)[1] for p in (-9, 0, 9)]
+    assert len(texts[0]) < len(texts[1]) < len(texts[2])
+    assert len(door("decode", exp / "2.wav", "--blank-penalty", 9, "--max-symbols", 1)[1]) < len(texts[2])
+    for name, suffix in (("decode", "-masked-beam3"), ("stream_decode", "-left4-beam3")):
+        door(name, "--cuts", exp / "test.jsonl.gz", "--chunk", "8", "--beam", 3)
+        (report,) = (exp / "decode").glob(f"test-chunk8{suffix}/report.json")
+        assert json.loads(report.read_text())["search"] == "modified_beam"
+
+
 def test_exactness(door, exp):
     code, out, _ = door("stream_decode", "--check-exactness", exp / "0.wav")
     assert code == 0
@@ -155,9 +185,18 @@ def test_one_clear_line_for_every_bad_option(door, exp, tmp_path, name):
         (["--device", "nowhere", audio], exp, "device 'nowhere'"),
         ([audio], tmp_path / "nowhere", "no checkpoint at"),
         ([audio], truncated(exp, tmp_path / "truncated"), "model.safetensors is damaged or truncated"),
+        (["--beam", "0", audio], exp, "beam must be at least 1, got 0"),
+        (["--beam", "2", "--max-symbols", "1", audio], exp, "--max-symbols is for greedy search"),
+        (["--lm", tmp_path / "none.arpa", "--beam", "2", audio], exp, "none.arpa: no such language model"),
+        (["--lm", tmp_path, "--beam", "2", audio], exp, "config.yaml is missing"),
+        (["--hotwords", tmp_path / "none.txt", "--beam", "2", audio], exp, "none.txt"),
+        (["--blank-penalty", "inf", audio], exp, "blank_penalty must be a finite number, got inf"),
         (["--cuts", tmp_path / "none.jsonl.gz"], exp, "none.jsonl.gz: no such cut manifest"),
         (["--cuts", tmp_path / "empty.jsonl.gz"], exp, "empty.jsonl.gz"),
     ]
+    if name == "decode":
+        cases.append((["--nbest", "2", audio], exp, "nbest needs a beam"))
+        cases.append((["--nbest", "3", "--beam", "2", audio], exp, "nbest must be at most beam (2), got 3"))
     if name == "stream_decode":
         cases += [
             (["--chunk", "full", audio], exp, "streaming needs one chunk size"),

@@ -144,6 +144,15 @@ def test_results_are_sorted_and_unique(model):
             assert all(0 < p <= 1 for p in x.confidence)
 
 
+def test_more_hypotheses_than_sequences(tiny):
+    """Places in the beam that nothing fills stay empty: no sequence comes twice, and probabilities sum to 1."""
+    enc, lengths = frames(3, dim=8)
+    for size in range(41, 120):
+        (found,), _ = beam_decode(tiny, enc, lengths, options=beam(size))
+        assert len({tuple(x.tokens) for x in found}) == len(found) == 1 + 3 + 9 + 27
+        assert sum(torch.tensor([x.score for x in found]).exp()) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_wider_beam_is_no_worse(model):
     enc, lengths = frames(30, 30, 30)
     scores = [[x[0].score for x in beam_decode(model, enc, lengths, options=beam(k))[0]] for k in (1, 4, 16)]
