@@ -7,8 +7,6 @@ import signal
 import ssl
 from pathlib import Path
 
-import torch
-
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
@@ -42,15 +40,12 @@ def run(
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
-    threads: int | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then let open streams finish; a second signal ends at once. The exit code.
 
-    token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set. threads: of torch; None = as it is.
+    token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set.
     """
     set_up()
-    if threads is not None:
-        torch.set_num_threads(threads)
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     server = Server(recognizer, limits, token=token, log_text=log_text)
     return asyncio.run(_serve(server, host, port, tls))

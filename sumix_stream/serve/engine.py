@@ -149,33 +149,33 @@ class Engine:
                 if self._stopping:
                     return
                 self._work = False
-                sessions = list(self._sessions)
-            try:
-                if self._round(sessions):
-                    self.wake()
-            except Exception:
-                _log.exception("a round failed")
-                for session in sessions:
-                    self._fail(session, None)
+            if self._round():
+                self.wake()
 
-    def _round(self, sessions: Sequence[Session]) -> bool:
+    def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""
+        with self.lock:
+            sessions = list(self._sessions)
         for session in sessions:
-            try:
-                self._feed(session)
-            except Exception as fault:
-                self._fail(session, fault)
+            self._guarded(self._feed, session)
         ready = [session for session in sessions if not session.closed and session.stream and session.stream.is_ready]
         moved = self._decode(ready)
         for session in moved:
-            self._report(session)
+            self._guarded(self._report, session)
         for session in sessions:
             if session.finishing and not session.closed and session.stream.is_finished:
-                self._finish(session)
+                self._guarded(self._finish, session)
         return any(
             not session.closed and (session.has_input or (session.stream is not None and session.stream.is_ready))
             for session in sessions
         )
+
+    def _guarded(self, action: Callable[[Session], None], session: Session) -> None:
+        """What goes wrong with one session ends that one."""
+        try:
+            action(session)
+        except Exception as fault:
+            self._fail(session, fault)
 
     def _feed(self, session: Session) -> None:
         """Audio up to the next chunk, no more: a fast sender's costs are spread, and its audio counts as waiting."""
@@ -197,12 +197,14 @@ class Engine:
         """One chunk of each, together; if that fails, each alone, and only those that fail are ended."""
         if not sessions:
             return []
-        began = time.monotonic()
+        began, fault = time.monotonic(), None
         try:
             self.recognizer.decode([session.stream for session in sessions])
-        except Exception as fault:
-            if len(sessions) > 1:
-                return [session for one in sessions for session in self._decode([one])]
+        except Exception as raised:
+            fault = raised
+        if fault is not None and len(sessions) > 1:
+            return [session for one in sessions for session in self._decode([one])]
+        if fault is not None:
             self._fail(sessions[0], fault)
             return []
         self.metrics.step.observe(time.monotonic() - began)
@@ -237,15 +239,14 @@ class Engine:
         hypothesis, tokenizer = self.recognizer.result(session.stream), self.recognizer.tokenizer
         return Event(kind, protocol.result(kind, session.segment, decoded, hypothesis, tokenizer, frame_seconds))
 
-    def _fail(self, session: Session, fault: Exception | None) -> None:
+    def _fail(self, session: Session, fault: Exception) -> None:
         """End one session. What went wrong is told to the client only where it is the client's audio."""
         if session.closed:
             return
         if isinstance(fault, ValueError):
             error = ProtocolError("bad_audio", str(fault), protocol.BAD_MESSAGE)
         else:
-            if fault is not None:
-                _log.error("a stream failed", exc_info=fault)
+            _log.error("a stream failed", exc_info=fault)
             error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
         session.report([Event("error", protocol.error(error), error.close_code)])

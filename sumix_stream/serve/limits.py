@@ -11,13 +11,13 @@ class Limits:
     max_streams: int = 64  # connections that stream at a time; more are refused with 503
     max_seconds: float = 14_400.0  # of audio, and of time, a connection
     max_bytes: int = 1 << 31  # of audio a connection
-    max_message_bytes: int = 1 << 20
     idle_seconds: float = 30.0  # without audio
+    drain_seconds: float = 30.0  # from SIGTERM to the end of streams that are still open
+    max_message_bytes: int = 1 << 20
     handshake_seconds: float = 10.0  # from connecting to the end of the HTTP request
     send_seconds: float = 10.0  # a message may wait for a slow reader
     max_unsent: int = 256  # final results that may wait for a slow reader
     pending_seconds: float = 5.0  # audio read ahead of recognition, then the sender is paused
-    drain_seconds: float = 30.0  # from SIGTERM to the end of streams that are still open
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -7,6 +7,7 @@ import numpy as np
 
 from sumix_stream.audio import MAX_RATE, MIN_RATE, check_rate
 from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.decode.words import words_of
 from sumix_stream.tokenizer import Tokenizer
 
 VERSION = 1
@@ -78,39 +79,25 @@ def read_start(message: dict) -> AudioFormat:
     return AudioFormat(rate, form)
 
 
-def words(tokenizer: Tokenizer, hypothesis: Hypothesis, frame_seconds: float) -> list[dict]:
-    """Words with `start` and `end` in seconds (of the encoder frames that emitted their first and last token) and
-    `confidence`, the least of their tokens'."""
-    found: list[dict] = []
-    for token, start, confidence in zip(hypothesis.tokens, hypothesis.timestamps, hypothesis.confidence, strict=True):
-        if not found or tokenizer.piece(token).startswith("▁"):
-            found.append({"tokens": [], "start": start, "confidence": 1.0})
-        word = found[-1]
-        word["tokens"].append(token)
-        word["end"], word["confidence"] = start + frame_seconds, min(word["confidence"], confidence)
-    texts = ((tokenizer.decode(word["tokens"]).strip(), word) for word in found)
-    return [
-        {
-            "text": text,
-            "start": round(word["start"], 3),
-            "end": round(word["end"], 3),
-            "confidence": round(word["confidence"], 3),
-        }
-        for text, word in texts
-        if text
-    ]
-
-
 def result(
     kind: str, segment: int, decoded: float, hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float
 ) -> str:
     """A `partial` or `final` message; `decoded` is how many seconds of audio it has heard."""
+    words = [
+        {
+            "text": word.text,
+            "start": round(word.start, 3),
+            "end": round(word.end, 3),
+            "confidence": round(word.confidence, 3),
+        }
+        for word in words_of(hypothesis, tokenizer, frame_seconds)
+    ]
     return dump(
         type=kind,
         segment=segment,
         decoded=round(decoded, 3),
         text=hypothesis.text,
-        words=words(tokenizer, hypothesis, frame_seconds),
+        words=words,
     )
 
 

@@ -1,0 +1,86 @@
+"""A server on loopback with a small talkative model, and what its clients should get."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+from talkative import LetterTokenizer, sound, talkative_model
+
+from sumix_stream.decode.endpoint import Endpointing
+from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.serve.client import Transcript, transcribe
+from sumix_stream.serve.limits import Limits
+from sumix_stream.serve.server import Server
+
+RATE = 16_000
+PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)
+
+
+def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
+    rules = Endpointing.sherpa(rule3=endpoint)
+    return StreamingRecognizer(talkative_model(), LetterTokenizer(), ChunkContext(8, 4), endpointing=rules)
+
+
+@asynccontextmanager
+async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
+    """(server, port); `limits` as of Limits, but for the token and TLS. Nothing may be left when it ends."""
+    given = {name: limits.pop(name) for name in ("token", "tls") if name in limits}
+    server = Server(recognizer or make_recognizer(), Limits(**limits), token=given.get("token"))
+    sock = socket.create_server(("127.0.0.1", 0))
+    if send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    port = await server.start(sock=sock, tls=given.get("tls"))
+    try:
+        yield server, port
+    finally:
+        await server.stop()
+    assert (server.num_streams, server.num_sessions, server.metrics.value("sumix_streams")) == (0, 0, 0)
+
+
+def uri(port: int, query: str = "", scheme: str = "ws") -> str:
+    return f"{scheme}://127.0.0.1:{port}/stream{query}"
+
+
+def run(test: Callable[[], Awaitable]) -> object:
+    """Run a coroutine function to its end, at most a minute."""
+    return asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def expected(samples: np.ndarray, rate: int = RATE, endpoint: float = 1.5) -> list[Hypothesis]:
+    """Segments of a stream that has the recogniser for itself."""
+    recognizer = make_recognizer(endpoint)
+    stream, found = recognizer.create_stream(), []
+    recognizer.accept_waveform(stream, rate, samples)
+    recognizer.input_finished(stream)
+    while recognizer.decode([stream]):
+        if recognizer.is_endpoint(stream) and not stream.is_finished:
+            found += [stream.result()] if stream.num_tokens else []
+            recognizer.reset(stream)
+    return [*found, stream.result()]
+
+
+def assert_is(transcript: Transcript, hypotheses: list[Hypothesis]) -> None:
+    """Text and words' times are exactly those; confidences up to rounding."""
+    assert [segment["text"] for segment in transcript.segments] == [hypothesis.text for hypothesis in hypotheses]
+    assert [segment["segment"] for segment in transcript.segments] == list(range(len(hypotheses)))
+    starts = [[word["start"] for word in segment["words"]] for segment in transcript.segments]
+    firsts = [[round(h.timestamps[0], 3)] if h.tokens else [] for h in hypotheses]
+    assert [times[:1] for times in starts] == firsts
+
+
+async def healthy(port: int, **options: object) -> None:
+    """A client that minds its own business gets what it would get alone."""
+    assert_is(await transcribe(uri(port), PCM, RATE, **options), expected(PCM))
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition; fails after `seconds`."""
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to that")
