@@ -1,0 +1,67 @@
+"""Messages are read strictly and PROTOCOL.md says what is true."""
+
+import json
+import re
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sumix_stream.serve import protocol
+from sumix_stream.serve.protocol import AudioFormat, ProtocolError, read_start, read_text
+
+
+def test_start_and_its_defaults():
+    assert read_start({"type": "start"}) == AudioFormat(16_000, "s16le")
+    assert read_start({"type": "start", "sample_rate": 48_000, "format": "f32le"}) == AudioFormat(48_000, "f32le")
+
+
+def test_samples():
+    np.testing.assert_array_equal(AudioFormat().samples(b"\x01\x00\xff\xff"), np.array([1, -1], np.int16))
+    floats = np.array([0.5, -0.25], "<f4")
+    np.testing.assert_array_equal(AudioFormat(format="f32le").samples(floats.tobytes()), floats)
+    assert len(AudioFormat().samples(b"")) == 0
+    with pytest.raises(ProtocolError, match="3 bytes holds no whole number of s16le samples"):
+        AudioFormat().samples(b"abc")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(text):
+    try:
+        message = read_text(text)
+    except ProtocolError as fault:
+        assert fault.code == "bad_message"
+    else:
+        assert message["type"] in ("start", "end")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
+)
+
+
+@given(rate=json_values, form=json_values)
+def test_any_start_is_read_or_refused(rate, form):
+    message = json.loads(json.dumps({"type": "start", "sample_rate": rate, "format": form}))
+    try:
+        audio = read_start(message)
+    except ProtocolError as fault:
+        assert fault.code == "bad_start"
+    else:
+        assert type(audio.sample_rate) is int and audio.format in protocol.DTYPES
+
+
+def test_the_document_names_what_there_is():
+    text = resources.files("sumix_stream.serve").joinpath("PROTOCOL.md").read_text()
+    assert f"version {protocol.VERSION}" in text and f"`{protocol.PATH}`" in text
+    for name in (*protocol.DTYPES, str(protocol.DEFAULT_RATE)):
+        assert name in text
+    described = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
+    kinds = {"ready", "partial", "progress", "final", "done", "error"}
+    codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "internal", "going_away"}
+    assert described == kinds | codes | {"code"}, "code: the header of the second table"
+    for code, close in re.findall(r"^\| `(\w+)` \| (\d{4}) \|", text, re.M):
+        expected = {"too_long": 1008, "idle": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
+        assert int(close) == expected, code
