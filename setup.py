@@ -51,7 +51,7 @@ setup(
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
         "test": [
             *("pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"),
-            # The stock recogniser and server that run our bundles; before 2.0 a frame could hold one token only.
+            # The stock recogniser and server that run our bundles (some before 2.0 emit at most one token a frame).
             *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
         ],
     },

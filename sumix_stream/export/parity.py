@@ -1,0 +1,131 @@
+"""The proof that an export is the model: the same audio through both, before anything is given away."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumix_stream.audio import read_audio, resample
+from sumix_stream.export.bundle import Bundle, encode_streams, greedy
+from sumix_stream.features import fbank
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.timebase import Timebase
+
+TOLERANCE = 1e-4  # absolute, on LayerNormed encoder frames
+
+# The decoder's greedy search: model, encoder frames (B, T, D), lengths (B,) -> tokens of each stream.
+Search = Callable[[Transducer, Tensor, Tensor], list[list[int]]]
+
+
+class ParityError(ValueError):
+    """The exported model does not compute what the model computes."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared, and how far apart it was."""
+
+    audio: str
+    num_streams: int
+    num_frames: int  # encoder frames
+    num_tokens: int
+    max_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.audio}, {self.num_streams} streams of mixed age, {self.num_frames} encoder frames: "
+            f"largest difference {self.max_difference:.1e}, {self.num_tokens} tokens identical"
+        )
+
+
+def check_parity(
+    bundle: Bundle,
+    model: Transducer,
+    context: ChunkContext,
+    utterances: Sequence[np.ndarray],
+    audio: str,
+    search: Search,
+) -> Parity:
+    """Stream utterances, float32 (S,) at 16 kHz, through bundle and model.
+
+    Raises ParityError where an encoder frame differs by more than 1e-4, or a token differs.
+    """
+    feats = [fbank(samples) for samples in utterances]
+    feats = [part for part in feats if len(part)]
+    if not feats:
+        raise ValueError("the audio for the parity check holds no feature frame: give longer recordings")
+    expected = [stream_encoder(model, part, context) for part in feats]
+    actual = encode_streams(bundle, [part.numpy() for part in feats])
+    difference = 0.0
+    for i, (ours, theirs) in enumerate(zip(expected, actual)):
+        if ours.shape != theirs.shape:
+            raise ParityError(f"stream {i}: {theirs.shape} encoder frames exported, {tuple(ours.shape)} in the model")
+        error = np.abs(ours.numpy() - theirs).max(1)
+        if not (error <= TOLERANCE).all():  # NaN is no match either
+            frame = int(np.argmax(~(error <= TOLERANCE)))
+            raise ParityError(
+                f"stream {i}: encoder frame {frame} of the export differs from the model's by {error[frame]:.2e} "
+                f"(allowed {TOLERANCE:g}); nothing was written"
+            )
+        difference = max(difference, float(error.max()))
+    wanted = [search(model, ours[None], torch.tensor([len(ours)]))[0] for ours in expected]
+    for i, (ours, theirs) in enumerate(zip(wanted, greedy(bundle, actual))):
+        if ours != theirs:
+            place = next(
+                (n for n, pair in enumerate(zip(ours, theirs)) if len(set(pair)) > 1), min(map(len, (ours, theirs)))
+            )
+            raise ParityError(
+                f"stream {i}: token {place} of the export differs from the model's ({len(theirs)} tokens, "
+                f"{len(ours)} in the model); nothing was written"
+            )
+    return Parity(audio, len(feats), sum(map(len, expected)), sum(map(len, wanted)), difference)
+
+
+@torch.inference_mode()
+def stream_encoder(model: Transducer, feats: Tensor, context: ChunkContext) -> Tensor:
+    """Encoder frames (T, D) of an utterance's features (T0, 80), chunk after chunk."""
+    state, window, found = model.encoder.init_state(1, context), model.encoder.window(context), []
+    for start in range(0, len(feats), window):
+        chunk = feats[None, start : start + window]
+        out, _, state = model.encoder.step(chunk, torch.tensor([chunk.shape[1]]), state, final=True)
+        found.append(out[0])
+    return torch.cat(found)
+
+
+def read_utterances(paths: Sequence[Path]) -> list[np.ndarray]:
+    """Files as float32 (S,) at 16 kHz. Raises ValueError naming one that cannot be read."""
+    return [resample(*read_audio(path)) for path in paths]
+
+
+def synthetic_speech(num_utterances: int = 4, seed: int = 0) -> list[np.ndarray]:
+    """Syllables of gliding harmonics under two formants, with pauses, hisses and background noise."""
+    rng, rate = np.random.default_rng(seed), Timebase().sample_rate
+    return [_babble(rng, rate, seconds) for seconds in np.linspace(0.7, 6.0, num_utterances)]
+
+
+def _babble(rng: np.random.Generator, rate: int, seconds: float) -> np.ndarray:
+    result = rng.normal(0, 0.003, round(seconds * rate))
+    start = 0.1
+    while start < seconds:
+        length = rng.uniform(0.1, 0.35)
+        time = np.arange(round(length * rate)) / rate
+        envelope = np.sin(np.pi * time / length) ** 0.7
+        pitch = rng.uniform(90, 240) * (1 + rng.uniform(-0.3, 0.3) * time / length)
+        formants = rng.uniform(300, 800), rng.uniform(900, 2500)
+        phase = 2 * np.pi * np.cumsum(pitch) / rate
+        voice = np.zeros_like(time)
+        for harmonic in range(1, 30):
+            frequency = harmonic * pitch.mean()
+            gain = sum(np.exp(-(((frequency - formant) / 150) ** 2)) for formant in formants) + 0.02
+            voice += gain * np.sin(harmonic * phase)
+        hiss = np.diff(rng.normal(0, 1, len(time) + 1)) * (rng.random() < 0.3)
+        sound = envelope * (0.1 * voice + 0.05 * hiss)
+        first = round(start * rate)
+        room = result[first : first + len(sound)]
+        room += sound[: len(room)]
+        start += length + rng.choice([0.0, 0.05, 0.4], p=[0.4, 0.4, 0.2])
+    return np.clip(result, -1, 1).astype(np.float32)

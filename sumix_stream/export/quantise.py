@@ -1,0 +1,76 @@
+"""int8 weights, and what they cost in words."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from sumix_stream.export.bundle import Bundle, encode_streams, greedy
+from sumix_stream.export.graph import annotate
+from sumix_stream.features import fbank
+from sumix_stream.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sumix_stream.data.cuts import Utterance
+
+PRODUCTS = ["MatMul", "Gemm"]  # convolutions, norms, the LSTM and the embedding stay in fp32
+_BATCH = 16  # utterances decoded together
+
+
+class WordErrors(Protocol):
+    """What the decoder's scoring returns."""
+
+    wer: float
+    num_words: int
+
+
+Score = Callable[[Iterable[tuple[str, str, str]]], WordErrors]  # of (id, reference, hypothesis)
+
+
+class BudgetError(ValueError):
+    """int8 costs more words than allowed."""
+
+
+def quantise(path: Path) -> None:
+    """Replace an ONNX file by one whose products have int8 weights, a scale for each output channel; activations are
+    quantised while it runs. Metadata are kept."""
+    metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    root, level = logging.getLogger(), logging.getLogger().level
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        aside = Path(folder) / path.name
+        try:
+            root.setLevel(logging.ERROR)  # it recommends a pre-processing that these graphs have had
+            quantize_dynamic(path, aside, PRODUCTS, per_channel=True, weight_type=QuantType.QInt8)
+        finally:
+            root.setLevel(level)
+        annotate(aside, metadata)
+        os.replace(aside, path)
+
+
+def word_errors(bundle: Bundle, tokenizer: Tokenizer, utterances: Iterable["Utterance"], score: Score) -> WordErrors:
+    """Word errors of a bundle on utterances, streamed; score is the decoder's."""
+
+    def results() -> Iterator[tuple[str, str, str]]:
+        remaining = iter(utterances)
+        while batch := list(islice(remaining, _BATCH)):
+            feats = [fbank(utterance.samples).numpy() for utterance in batch]
+            for utterance, tokens in zip(batch, greedy(bundle, encode_streams(bundle, feats))):
+                yield utterance.id, utterance.text, tokenizer.decode(tokens)
+
+    return score(results())
+
+
+def check_budget(before: float, after: float, max_increase: float) -> None:
+    """Raises BudgetError where the error rate (a fraction) rises by more than `max_increase` percent, absolute."""
+    increase = 100 * (after - before)
+    if not increase <= max_increase:
+        raise BudgetError(
+            f"int8 raises the word error rate from {before:.2%} to {after:.2%}, by {increase:.2f} % absolute, more "
+            f"than --max-wer-increase {max_increase:g}; nothing was written. Export without --int8, or allow more"
+        )

@@ -1,0 +1,109 @@
+"""A model's parts as functions of plain tensors, which is what an exported graph can hold.
+
+B streams, W feature frames of a chunk's window, C encoder frames of a chunk, D encoder and P predictor channels.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn import states
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.conformer import ConformerEncoder
+from sumix_stream.nn.states import EncoderState
+
+
+class EncoderStep(nn.Module):
+    """`ConformerEncoder.step` under one context, its state a list of tensors (B, ...).
+
+    `fresh` holds the state of one stream that has not begun, all zeros, by the names of its fields
+    (`layers.0.mixer.sums`); what is empty under this context (a ring of no chunks) is left out.
+
+    Raises:
+        ValueError: for a context that cannot stream, or under which the state grows with the audio.
+    """
+
+    def __init__(self, encoder: ConformerEncoder, context: ChunkContext) -> None:
+        super().__init__()
+        self.encoder, self.context = encoder, context
+        self.window = encoder.window(context)
+        if encoder.config.mixer == "attention" and context.left_context is None:
+            raise ValueError(
+                "attention with an unlimited left context keeps all it has heard, and an exported step has a state of "
+                "fixed size: give --left-context a number of chunks"
+            )
+        self._template = encoder.init_state(1, context)
+        self.fresh = {name: tensor for name, tensor in _named(self._template) if tensor.numel()}
+        assert not any(tensor.any() for tensor in self.fresh.values()), "a state that does not begin as zeros"
+
+    def init_state(self, batch_size: int) -> list[Tensor]:
+        return [tensor.repeat(batch_size, *[1] * (tensor.dim() - 1)) for tensor in self.fresh.values()]
+
+    def forward(self, feats: Tensor, lengths: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """feats (B, W, 80), lengths (B,), fewer than W where a stream ends -> (B, C, D), (B,), and the next state."""
+        out, out_lengths, after = self.encoder.step(feats, lengths, self._unflatten(feats, state), final=True)
+        return out, out_lengths, *(tensor for tensor in states.tensors(after) if tensor.shape[1:].numel())
+
+    def _unflatten(self, feats: Tensor, state: Sequence[Tensor]) -> EncoderState:
+        given = iter(state)
+        return states.map_states(
+            lambda part: next(given) if part.numel() else part.new_zeros(feats.shape[0], *part.shape[1:]),
+            self._template,
+        )
+
+
+class LstmStep(nn.Module):
+    """One time step of an nn.LSTM, written out: torch.onnx gives the states of the LSTM node a wrong rank, and products
+    can have int8 weights."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        assert lstm.bias and not lstm.bidirectional and not lstm.proj_size, lstm
+        self.lstm = lstm
+
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, E), hidden and cell (layers, B, P) -> (B, P), and the next hidden and cell."""
+        after: list[tuple[Tensor, Tensor]] = []
+        for (w_ih, w_hh, b_ih, b_hh), h, c in zip(self.lstm.all_weights, hidden.unbind(0), cell.unbind(0), strict=True):
+            gates = F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+            enter, keep, new, leave = gates.chunk(4, -1)
+            c = keep.sigmoid() * c + enter.sigmoid() * new.tanh()
+            x = leave.sigmoid() * c.tanh()
+            after.append((x, c))
+        return x, *(torch.stack(parts) for parts in zip(*after))
+
+
+class PredictorStep(nn.Module):
+    """tokens (B,), hidden and cell (B, layers, P) -> (B, P), hidden, cell. Begins with blank and zeros."""
+
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.embedding, self.lstm = model.predictor.embedding, LstmStep(model.predictor.lstm)
+
+    def forward(self, tokens: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+        out, *state = self.lstm(self.embedding(tokens), *(part.transpose(0, 1) for part in (hidden, cell)))
+        return out, *(part.transpose(0, 1) for part in state)
+
+
+class JoinerStep(nn.Module):
+    """frames (B, D), predictor output (B, P) -> logits (B, V)."""
+
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.joiner = model.joiner
+
+    def forward(self, frames: Tensor, predicted: Tensor) -> Tensor:
+        return self.joiner(frames, predicted)
+
+
+def _named(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state in the order of `states.tensors`, each with the dotted name of its field."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, tuple):
+        fields = getattr(state, "_fields", range(len(state)))
+        for field, part in zip(fields, state, strict=True):
+            yield from _named(part, f"{name}.{field}" if name else str(field))

@@ -1,0 +1,61 @@
+"""Bundles of small talkative models, each made once, and what the streaming recogniser says of the same audio."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from talkative import LetterTokenizer, sound, talkative_model
+
+from sumix_stream.decode.greedy import greedy_decode
+from sumix_stream.decode.options import SearchOptions
+from sumix_stream.decode.search import GreedySearch
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.export.export import FORMATS
+from sumix_stream.export.parity import Search
+from sumix_stream.nn.chunking import ChunkContext
+
+SHERPA_MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx; ours are asked for as many
+
+BundleMaker = Callable[[str, str, ChunkContext], Path]
+Expected = Callable[[str, ChunkContext, np.ndarray], list[str]]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
+    """Folder of (format, mixer, context)."""
+
+    @cache
+    def make(form: str, mixer: str, context: ChunkContext) -> Path:
+        folder = tmp_path_factory.mktemp("bundle")
+        FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def expected() -> Expected:
+    """Tokens that our streaming recogniser has found in samples at 16 kHz by the time it has heard them all."""
+
+    def recognise(mixer: str, context: ChunkContext, samples: np.ndarray) -> list[str]:
+        model, tokenizer = talkative_model(mixer), LetterTokenizer()
+        search = GreedySearch(model, SearchOptions(max_symbols=SHERPA_MAX_SYMBOLS))
+        stream = StreamingRecognizer(model, tokenizer, context, search=search).create_stream()
+        stream.feed(16_000, samples)
+        # sherpa-onnx shows the mark of a word's beginning as a space.
+        return [tokenizer.piece(token).replace("▁", " ") for token in stream.result().tokens]
+
+    return recognise
+
+
+@pytest.fixture(scope="session")
+def search() -> Search:
+    return lambda *batch: [emitted.tokens for emitted in greedy_decode(*batch)[0]]
+
+
+@pytest.fixture(scope="session")
+def sounds() -> list[np.ndarray]:
+    """Five utterances of different lengths, one shorter than a chunk and one of whole chunks."""
+    return [sound(seconds, seed=seed) for seed, seconds in enumerate((3.0, 0.2, 2.2, 5.12, 1.0))]
