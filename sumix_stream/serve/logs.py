@@ -31,7 +31,7 @@ def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **v
 
 
 def set_up() -> None:
-    """Send the records of this package to standard error; the websocket library's from warnings on."""
+    """Send the records of this package to standard error. The websocket library logs its clients' faults: left out."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name, level in (("sumix_stream", logging.INFO), ("websockets", logging.CRITICAL)):

@@ -1,13 +1,17 @@
 """The browser's page: one file, no asset from elsewhere, and the protocol's own constants."""
 
+import asyncio
 import base64
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
-from serving import run, serving
+from conftest import ROOT
+from serving import PCM, expected, run, serving
 from websockets.asyncio.client import connect
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
@@ -86,3 +90,32 @@ def test_the_script_is_well_formed(tmp_path):
     for name in ("page.js", "worklet.js"):
         done = subprocess.run(["node", "--check", name], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+@pytest.mark.parametrize("way", ["file", "microphone"])
+def test_the_script_streams_and_shows_what_the_server_says(way, tmp_path):
+    """In node, with as much of a browser as the script touches."""
+    (tmp_path / "page.js").write_text(script())
+    (PCM / np.float32(32768)).astype("<f4").tofile(tmp_path / "audio.f32")
+    harness = ROOT / "tests" / "serve" / "page_in_node.mjs"
+
+    async def test():
+        async with serving() as (_, port):
+            process = await asyncio.create_subprocess_exec(
+                *("node", "--experimental-websocket", harness),
+                *("page.js", f"http://127.0.0.1:{port}/", "audio.f32", way),
+                cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            return *(await process.communicate()), process.returncode
+
+    out, err, code = run(test)
+    if b"bad option" in err:
+        pytest.skip("this node has no WebSocket")
+    assert code == 0, err.decode()
+    shown = json.loads(out)
+    assert shown["lines"] == [hypothesis.text for hypothesis in expected(PCM) if hypothesis.tokens]
+    assert (shown["fault"], shown["partial"]) == ("", "") and shown["state"].startswith("Done: 4.0 s")
+    assert (way == "file") == (shown["latency"] == "")
