@@ -59,7 +59,9 @@ class Hotwords:
                 raise ValueError(f"hotword {text!r} has no text")
             if tokenizer.unk_id in tokens:
                 unknown = " ".join(sorted(tokenizer.unknown_characters(text)))
-                raise ValueError(f"hotword {text!r} has {unknown}, which the model cannot write; spell it as it does")
+                raise ValueError(
+                    f"hotword {text!r} has {unknown}, which the model cannot write; spell it as transcripts do"
+                )
             scores[tokens] = per_token * len(tokens)
         return cls(tuple(scores.items()), tokenizer.vocab_size)
 
