@@ -17,7 +17,7 @@ class Limits:
     handshake_seconds: float = 10.0  # from connecting to the end of the HTTP request
     send_seconds: float = 10.0  # a message may wait for a slow reader
     max_unsent: int = 256  # final results that may wait for a slow reader
-    pending_seconds: float = 5.0  # audio read ahead of recognition, then the sender is paused
+    pending_seconds: float = 5.0  # audio read beyond the next chunk, then the sender is paused
 
     def __post_init__(self) -> None:
         for field in fields(self):

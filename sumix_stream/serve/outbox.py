@@ -18,12 +18,12 @@ class Outbox:
         self.overflowed = False
         self._kept: deque[Event] = deque()
         self._newest: Event | None = None
-        self._ended = False
+        self.ended = False  # nothing more is taken
         self._changed = asyncio.Event()
 
     def put(self, event: Event) -> None:
         """Add a message; after one with a close code, or `end`, nothing more is taken."""
-        if self._ended:
+        if self.ended:
             return
         if event.kind in ("partial", "progress"):
             self._newest = event
@@ -31,12 +31,12 @@ class Outbox:
             self._newest = None
             self._kept.append(event)
             self.overflowed = len(self._kept) > self.max_unsent
-            self._ended = event.close_code is not None or self.overflowed
+            self.ended = event.close_code is not None or self.overflowed
         self._changed.set()
 
     def end(self) -> None:
         """There is nobody to send to."""
-        self._ended = True
+        self.ended = True
         self._kept.clear()
         self._newest = None
         self._changed.set()
@@ -51,7 +51,7 @@ class Outbox:
             if self._newest is not None:
                 event, self._newest = self._newest, None
                 return event
-            if self._ended:
+            if self.ended:
                 return None
             self._changed.clear()
             await self._changed.wait()

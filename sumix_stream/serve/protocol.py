@@ -1,11 +1,12 @@
 """The messages of PROTOCOL.md: reading those of clients, making those of the server."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from sumix_stream.audio import MAX_RATE, MIN_RATE, check_rate
+from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check_samples
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.words import words_of
 from sumix_stream.tokenizer import Tokenizer
@@ -15,6 +16,7 @@ PATH = "/stream"
 DTYPES = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 DEFAULT_RATE, DEFAULT_FORMAT = 16_000, "s16le"
 MAX_TEXT = 4_096  # characters of a client's text message
+_MAX_RATIO = 300_000  # 11025:16000 passes; filters of worse ratios take up to 100 MB, for anyone who asks
 _START_KEYS = {"type", "sample_rate", "format"}
 
 
@@ -37,7 +39,7 @@ class AudioFormat:
     format: str = DEFAULT_FORMAT
 
     def samples(self, message: bytes) -> np.ndarray:
-        """Samples (S,) of a binary message. Raises ProtocolError if it does not hold whole samples."""
+        """Samples (S,) of a binary message. Raises ProtocolError for part of a sample, NaN, or a peak far over 1."""
         dtype = DTYPES[self.format]
         if len(message) % dtype.itemsize:
             raise ProtocolError(
@@ -45,7 +47,12 @@ class AudioFormat:
                 f"a message of {len(message)} bytes holds no whole number of {self.format} samples",
                 BAD_MESSAGE,
             )
-        return np.frombuffer(message, dtype)
+        samples = np.frombuffer(message, dtype)
+        try:
+            check_samples(samples, self.sample_rate)
+        except ValueError as error:
+            raise ProtocolError("bad_audio", str(error), BAD_MESSAGE) from None
+        return samples
 
 
 def read_text(text: str) -> dict:
@@ -71,9 +78,11 @@ def read_start(message: dict) -> AudioFormat:
     try:
         check_rate(rate)
     except ValueError:
-        raise ProtocolError(
-            "bad_start", f"sample_rate must be an integer in {MIN_RATE}..{MAX_RATE} (Hz)", BAD_MESSAGE
-        ) from None
+        fault = f"sample_rate must be an integer in {MIN_RATE}..{MAX_RATE} (Hz)"
+        raise ProtocolError("bad_start", fault, BAD_MESSAGE) from None
+    if rate * MODEL_RATE // math.gcd(rate, MODEL_RATE) ** 2 > _MAX_RATIO:
+        fault = f"{rate} Hz has too little in common with {MODEL_RATE} Hz; resample to 8000, 44100 or 48000 Hz first"
+        raise ProtocolError("bad_start", fault, BAD_MESSAGE)
     if not isinstance(form, str) or form not in DTYPES:
         raise ProtocolError("bad_start", f"format must be one of {', '.join(DTYPES)}", BAD_MESSAGE)
     return AudioFormat(rate, form)

@@ -247,15 +247,24 @@ class _Client:
         self._deadline = time.monotonic() + server.limits.max_seconds
 
     async def read(self) -> None:
-        """Take messages until the client ends; what it does wrong becomes its last message."""
+        """Take messages until the connection is closed; what the client does wrong becomes its last message."""
         try:
-            await self._read()
+            await self._until_fault()
+            while True:  # a close frame may lie behind what is of no use any more
+                await self.connection.recv()
         except ConnectionClosed as closed:
-            if closed.sent is not None and not closed.rcvd_then_sent:  # the library found the fault
+            found_by_library = closed.sent is not None and not closed.rcvd_then_sent and not self.outbox.ended
+            if found_by_library:
                 code = _LIBRARY_FAULTS.get(closed.sent.code, "websocket")
                 self.server.metrics.errors.labels(code=code).inc()
                 log_event(_log, "fault", stream=self.name, code=code)
             self.outbox.end()
+
+    async def _until_fault(self) -> None:
+        try:
+            await self._read()
+        except ConnectionClosed:
+            raise
         except ProtocolError as fault:
             self._end_with(fault)
         except Exception:
@@ -295,6 +304,8 @@ class _Client:
                 last_audio = time.monotonic()
                 self._open(audio).push(samples)
                 await self._until_there_is_room()
+            if self.session is not None and self.session.closed:
+                return  # the engine has found a fault
 
     async def _receive(self, idle_deadline: float) -> str | bytes:
         try:
@@ -314,7 +325,8 @@ class _Client:
 
     async def _until_there_is_room(self) -> None:
         """Not reading is what pauses a sender who is faster than recognition."""
-        while self.session.pending_seconds > self.server.limits.pending_seconds and not self.session.closed:
+        session, rate = self.session, self.session.sample_rate
+        while session.num_pending > session.wanted + self.server.limits.pending_seconds * rate and not session.closed:
             self._room.clear()
             await self._room.wait()
 

@@ -27,6 +27,11 @@ def test_samples():
         AudioFormat().samples(b"abc")
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000])
+def test_usual_rates(rate):
+    assert read_start({"type": "start", "sample_rate": rate}).sample_rate == rate
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text):
     try:
