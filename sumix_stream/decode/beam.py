@@ -229,6 +229,7 @@ def _search(model: Transducer, enc: Tensor, lengths: Tensor, state: BeamState, o
         beams, bonus = _frame(model, frame[:active], beams, best[:active], fused, bonus, alignments, options)
     beams = states.map_states(lambda *parts: torch.cat(parts), beams, *reversed(finished)) if finished else beams
     history = alignments.append_to(state.history, state.num_frames)
+    history = history.settle(beams.scores.view(-1, k) > -torch.inf)
     beams = beams._replace(fused=fused.leave(beams.fused))
     return BeamState(k, beams, best, state.num_frames + lengths, history, state.hotwords)
 
@@ -328,12 +329,8 @@ def _ranked(model: Transducer, state: BeamState, options: SearchOptions) -> tupl
 def _results(model: Transducer, state: BeamState, options: SearchOptions) -> list[NBest]:
     relative, order = _ranked(model, state, options)
     scores = (relative[:, : options.nbest] + state.best[:, None]).tolist()
-    tokens, frames, confidence, num_tokens = state.history.of(order[:, : options.nbest])
+    found = state.history.of(order[:, : options.nbest])
     return [
-        [
-            Scored(tokens[b][n][:u], frames[b][n][:u], confidence[b][n][:u], scores[b][n])
-            for n, u in enumerate(num_tokens[b])
-            if scores[b][n] > -torch.inf
-        ]
-        for b in range(len(scores))
+        [Scored(*lists, score) for lists, score in zip(*pair, strict=True) if score > -torch.inf]
+        for pair in zip(found, scores, strict=True)
     ]

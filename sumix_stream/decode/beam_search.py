@@ -10,12 +10,15 @@ from torch import Tensor
 
 from sumix_stream.decode.beam import BeamState, NBest, beam_decode, cut
 from sumix_stream.decode.greedy import Emissions
-from sumix_stream.decode.history import History
+from sumix_stream.decode.history import History, Settled
 from sumix_stream.decode.hotwords import Hotwords
 from sumix_stream.decode.options import SearchOptions
 from sumix_stream.decode.search import GreedySearch, Search
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
+
+_ARRAYS = History._fields[:4]  # all but the settled tokens, which are
+_SETTLED = {"tokens": torch.int32, "frames": torch.int32, "confidence": torch.float32}
 
 
 @dataclass
@@ -72,7 +75,10 @@ class BeamSearch:
     def save(self, stream: _BeamStream) -> tuple[dict[str, Tensor], dict]:
         state, (hotwords,) = stream.state, stream.state.hotwords
         arrays = dict(states.named_tensors(_constant(state)))
-        arrays |= {f"history.{name}": part for name, part in state.history._asdict().items()}
+        history = state.history
+        arrays |= {f"history.{name}": getattr(history, name) for name in _ARRAYS}
+        lists = zip(_SETTLED.items(), history.settled[0].lists(), strict=True)
+        arrays |= {f"settled.{name}": torch.tensor(values, dtype=dtype) for (name, dtype), values in lists}
         own = None if hotwords is None or hotwords == self.options.hotwords else hotwords.sequences
         return arrays, {"hotwords": own, "decoded": bool(stream.found)}
 
@@ -82,11 +88,11 @@ class BeamSearch:
         own = values["hotwords"]
         words = None if own is None else Hotwords(tuple((tuple(t), float(s)) for t, s in own), self.model.vocab_size)
         stream = self.begin(words)
-        parts = {name: arrays[f"history.{name}"] for name in History._fields}
-        rest = {name: part for name, part in arrays.items() if not name.startswith("history.")}
+        parts = {name: arrays[f"history.{name}"] for name in _ARRAYS}
+        rest = {name: part for name, part in arrays.items() if not name.startswith(("history.", "settled."))}
         beams, best, num_frames = states.fill(_constant(stream.state), rest)
-        history = _checked(History(**parts), self.options.beam, self.model.vocab_size)
-        history = History(*(part.to(best.device) for part in history))
+        history = _checked(History(**parts, settled=(_settled(arrays),)), self.options.beam, self.model.vocab_size)
+        history = History(*(part.to(best.device) for part in history[:4]), history.settled)
         state = BeamState(self.options.beam, beams, best, num_frames, history, stream.state.hotwords)
         results, _ = beam_decode(
             self.model, best.new_zeros(1, 0, self.model.config.encoder.dim).float(), num_frames * 0, state, self.options
@@ -107,7 +113,7 @@ def _checked(history: History, beam: int, vocab_size: int) -> History:
     """Refuse a history that was not saved by a search like this one."""
     width = history.tokens.shape[-1]
     like = History.init(1, beam, history.tokens.device)
-    for name, part, expected in zip(History._fields, history, like, strict=True):
+    for name, part, expected in zip(_ARRAYS, history[:4], like[:4], strict=True):
         shape = (1, beam) if name == "num_tokens" else (1, beam, width)
         if tuple(part.shape) != shape or part.dtype != expected.dtype:
             raise ValueError(f"history.{name} must be {shape} {expected.dtype}, got {tuple(part.shape)} {part.dtype}")
@@ -116,6 +122,14 @@ def _checked(history: History, beam: int, vocab_size: int) -> History:
     if width and not (0 <= history.tokens.min() and history.tokens.max() < vocab_size):
         raise ValueError(f"history.tokens must be in 0..{vocab_size - 1}")
     return history
+
+
+def _settled(arrays: dict[str, Tensor]) -> Settled:
+    parts = [arrays[f"settled.{name}"] for name in _SETTLED]
+    for (name, dtype), part in zip(_SETTLED.items(), parts, strict=True):
+        if part.dim() != 1 or part.shape != parts[0].shape or part.dtype != dtype:
+            raise ValueError(f"settled.{name} must be ({len(parts[0])},) {dtype}, got {tuple(part.shape)} {part.dtype}")
+    return Settled().grown(*(part.tolist() for part in parts))
 
 
 def make_search(model: Transducer, options: SearchOptions) -> Search:

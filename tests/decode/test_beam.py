@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sumix_kernels.rnnt import naive
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
+from sumix_stream.decode import history
 from sumix_stream.decode.beam import BeamState, NBest, beam_decode
 from sumix_stream.decode.greedy import greedy_decode
 from sumix_stream.decode.hotwords import Hotwords
@@ -169,10 +170,12 @@ def test_batch_mates_change_nothing(model):
         same(together[n], alone)
 
 
+@pytest.mark.parametrize("settle", [1, 64])
 @pytest.mark.parametrize("pieces", [[1] * 36, [4] * 9, [35, 1], [10, 0, 26]], ids=str)
-def test_in_pieces_equals_whole(model, pieces):
+def test_in_pieces_equals_whole(model, monkeypatch, pieces, settle):
     enc, lengths = frames(36, 36, 36)
     expected, _ = beam_decode(model, enc, lengths, options=beam())
+    monkeypatch.setattr(history, "_SETTLE", settle)
     state = None
     for piece in enc.split(pieces, dim=1):
         found, state = beam_decode(model, piece, torch.full((3,), piece.shape[1]), state, beam())
@@ -181,9 +184,33 @@ def test_in_pieces_equals_whole(model, pieces):
     assert state.num_frames.tolist() == [36, 36, 36]
 
 
-def test_streams_join_and_leave(model):
+def test_what_all_hypotheses_share_leaves_the_tensors(model, monkeypatch):
+    """So that a chunk of a long stream takes no longer than its first; an older state can still be gone on from."""
+    monkeypatch.setattr(history, "_SETTLE", 8)
+    enc, length = torch.randn(1, 400, 32), torch.tensor([20])
+    states, options = [BeamState.init(model, 1, beam())], beam()
+    for piece in enc.split(20, dim=1):
+        found, state = beam_decode(model, piece, length, states[-1], options)
+        states.append(state)
+    (expected,), _ = beam_decode(model, enc, torch.tensor([400]), options=options)
+    same(found[0], expected)
+    assert state.history.settled[0].count > 100
+    assert state.history.tokens.shape[2] < 40
+    other = torch.randn(1, 20, 32)
+    (branch,), _ = beam_decode(model, other, length, states[10], options)
+    (expected_branch,), _ = beam_decode(
+        model, torch.cat([enc[:, :200], other], 1), torch.tensor([220]), options=options
+    )
+    same(branch, expected_branch)
+    again, _ = beam_decode(model, enc[:, -20:], length, states[-2], options)
+    same(again[0], expected)
+
+
+@pytest.mark.parametrize("settle", [1, 64])
+def test_streams_join_and_leave(model, monkeypatch, settle):
     enc, _ = frames(24, 24)
     expected, _ = beam_decode(model, enc, torch.tensor([24, 24]), options=beam())
+    monkeypatch.setattr(history, "_SETTLE", settle)
     _, early = beam_decode(model, enc[:1, :8], torch.tensor([8]), options=beam())
     both = BeamState.stack([early, BeamState.init(model, 1, beam())])
     mixed = torch.stack([enc[0, 8:24], enc[1, :16]])

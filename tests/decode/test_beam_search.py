@@ -5,6 +5,7 @@ import pytest
 import torch
 from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
 
+from sumix_stream.decode import history
 from sumix_stream.decode.beam_search import BeamSearch, make_search
 from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.greedy import Emissions
@@ -65,7 +66,8 @@ def test_streams_of_any_age_and_packets_equal_the_masked_whole():
 
 @pytest.mark.parametrize("own", [None, Hotwords((((5, 9), 4.0), ((2,), 0.5)), VOCAB_SIZE)], ids=["plain", "hotwords"])
 @pytest.mark.parametrize("cut", [0, 79, 5_121, 20_480])
-def test_a_restored_stream_goes_on_identically(cut, own):
+def test_a_restored_stream_goes_on_identically(monkeypatch, cut, own):
+    monkeypatch.setattr(history, "_SETTLE", 4)
     recognizer, samples = make(), sound(2.0)
     stream = recognizer.create_stream()
     stream.search = recognizer.search.begin(own)
