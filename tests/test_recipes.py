@@ -1,5 +1,6 @@
 """Every recipe: its configurations load, and its prepare gives what they ask for."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from data.trees import write_digits, write_librispeech
+from data.trees import write_digits, write_librispeech, write_voxpopuli
 
 from sumix_stream.config_reader import load_recipe
 from sumix_stream.data import TrainLoader, load_cuts, read_valid
@@ -25,7 +26,7 @@ def prepare(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_recipes_are_found():
-    assert RECIPES == ["digits", "librispeech", "mini"]
+    assert RECIPES == ["digits", "librispeech", "mini", "voxpopuli"]
     assert {path.parent.parent.name for path in CONFIGS} == set(RECIPES)
 
 
@@ -33,6 +34,8 @@ def test_recipes_are_found():
 def test_config_loads_and_asks_for_what_prepare_writes(path):
     recipe = load_recipe(path)
     data = path.parent.parent / "data"
+    if parts := re.search(r"_(\d+h)$", path.stem):  # the larger parts of LibriSpeech
+        data /= parts[1]
     assert [Path(p) for p in recipe.data.train_cuts] == [data / "cuts_train.jsonl.gz"]
     assert [Path(p) for p in recipe.data.valid_cuts] == [data / "cuts_valid.jsonl.gz"]
     assert Path(recipe.tokenizer.path) == data / "tokenizer.model"
@@ -50,6 +53,9 @@ def test_prepared_data_make_batches(recipe, tmp_path):
         for part, speaker, number in (("train-clean-5", "10", 8), ("test-clean", "20", 2)):
             write_librispeech(tmp_path / "corpus" / "LibriSpeech", part, [speaker], number)
         options = ["--parts", "mini", "--corpus", tmp_path / "corpus", "--vocab-size", 32]
+    elif recipe == "voxpopuli":
+        write_voxpopuli(tmp_path / "corpus")
+        options = ["--corpus", tmp_path / "corpus", "--vocab-size", 30, "--max-seconds", 15]
     else:
         pytest.importorskip("espeakng_loader", reason="eSpeak NG is not installed (pip install espeakng-loader)")
         options = ["--num-train", 8, "--num-valid", 2, "--num-test", 2, "--jobs", 1]
@@ -71,7 +77,15 @@ def test_prepared_data_make_batches(recipe, tmp_path):
         assert [u.id for u in read_valid(cuts)] == [cut.id for cut in cuts]
 
 
-@pytest.mark.parametrize("recipe, options", [("digits", ["--corpus", "nowhere"]), ("librispeech", ["--parts", "full"])])
+@pytest.mark.parametrize(
+    "recipe, options",
+    [
+        ("digits", ["--corpus", "nowhere"]),
+        ("librispeech", ["--parts", "full"]),
+        ("librispeech", ["--corpus", "nowhere"]),
+        ("voxpopuli", ["--languages", "xx"]),
+    ],
+)
 def test_prepare_says_what_is_wrong_in_one_line(recipe, options, tmp_path):
     finished = prepare(recipe, *options, "--out", tmp_path)
     assert finished.returncode == 1

@@ -1,13 +1,12 @@
-"""What every corpus preparation shares: stages done once, audio files, manifests, tokenizer, feature statistics.
+"""What every corpus preparation shares: audio files, manifests, tokenizer, feature statistics.
 
 A prepared folder holds `cuts_{train,valid,test}.jsonl.gz` (Lhotse cuts), `tokenizer.model` and `stats.npz`.
 """
 
 import gzip
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +20,6 @@ from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import train_tokenizer
 
 SAMPLE_RATE = Timebase().sample_rate
-log = logging.getLogger(__name__)
-
-
-class Stages:
-    """Named steps of a preparation, each done once: a marker file keeps the settings a step was completed with.
-
-    A step runs when its marker is missing or holds other settings, and whenever a step before it ran. What it
-    leaves half done is not marked, so an interrupted preparation goes on where it stopped.
-    """
-
-    def __init__(self, out_dir: Path):
-        self.out_dir = out_dir
-        self._stale = False
-        out_dir.mkdir(parents=True, exist_ok=True)
-
-    def run(self, name: str, settings: Mapping[str, object], action: Callable[[], object]) -> bool:
-        """Do `action` unless it was completed with these settings before; True when it was done now."""
-        marker = self.out_dir / f".{name}.completed"
-        wanted = json.dumps(settings, sort_keys=True, default=str)
-        if not self._stale and marker.exists() and marker.read_text() == wanted:
-            print(f"{name}: already done")
-            return False
-        self._stale = True
-        marker.unlink(missing_ok=True)
-        action()
-        marker.write_text(wanted)
-        return True
 
 
 def empty_folder(path: Path) -> Path:
@@ -66,7 +38,7 @@ def write_flac(path: Path, samples: np.ndarray) -> int:
     return len(samples)
 
 
-def make_cut(id: str, path: Path, num_samples: int, text: str, speaker: str) -> MonoCut:
+def make_cut(id: str, path: Path, num_samples: int, text: str, speaker: str, language: str = "English") -> MonoCut:
     """A cut that is the whole of one 16 kHz mono file, with one transcript."""
     duration = num_samples / SAMPLE_RATE
     source = AudioSource(type="file", channels=[0], source=str(path))
@@ -74,7 +46,7 @@ def make_cut(id: str, path: Path, num_samples: int, text: str, speaker: str) -> 
         id=id, sources=[source], sampling_rate=SAMPLE_RATE, num_samples=num_samples, duration=duration
     )
     supervision = SupervisionSegment(
-        id=id, recording_id=id, start=0.0, duration=duration, text=text, language="English", speaker=speaker
+        id=id, recording_id=id, start=0.0, duration=duration, text=text, language=language, speaker=speaker
     )
     return MonoCut(id=id, start=0.0, duration=duration, channel=0, recording=recording, supervisions=[supervision])
 
@@ -82,20 +54,59 @@ def make_cut(id: str, path: Path, num_samples: int, text: str, speaker: str) -> 
 def write_cuts(cuts: Iterable[MonoCut], path: Path) -> float:
     """Write a manifest (`.jsonl.gz`); returns its hours of audio."""
     cuts = list(cuts)
-    if not cuts:
-        raise ValueError(f"no utterances for {path.name}: nothing was found to put into it")
-    CutSet.from_cuts(cuts).to_file(path)
     hours = sum(cut.duration for cut in cuts) / 3600
+    write_lines((json.dumps(cut.to_dict(), ensure_ascii=False) for cut in cuts), path)
     print(f"{path}: {len(cuts)} utterances, {hours:.2f} hours")
     return hours
 
 
-def cut_texts(path: Path) -> Iterator[str]:
-    """The transcripts of a manifest, read without building the cuts."""
+def write_lines(lines: Iterable[str], path: Path) -> None:
+    """Write `.jsonl.gz` whole or not at all; the same lines give the same bytes.
+
+    Raises:
+        ValueError: there are no lines.
+    """
+    aside, empty = path.with_name(path.name + ".part"), True
+    # The time and the name would be in the header, and the checksums of equal manifests differ.
+    with open(aside, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        for line in lines:
+            empty = False
+            file.write(line.encode("utf-8") + b"\n")
+    if empty:
+        aside.unlink()
+        raise ValueError(f"no utterances for {path.name}: nothing was found to put into it")
+    aside.replace(path)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a `.jsonl.gz`: one JSON object each."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
-            for supervision in json.loads(line)["supervisions"]:
-                yield supervision["text"]
+            yield line.rstrip("\n")
+
+
+def join_manifests(paths: Sequence[Path], path: Path, *, seed: int | None = None, limit: int | None = None) -> None:
+    """Write one manifest of several, in their order, or in a random one that depends on `seed` alone.
+
+    With `limit`, as many utterances drawn from all of them (by `seed`, or 0). Cuts are not built: 281,241 lines take
+    seconds.
+    """
+    lines = [line for source in paths for line in read_lines(source)]
+    if limit is not None and limit < len(lines):
+        chosen = np.random.default_rng(seed or 0).choice(len(lines), limit, replace=False)
+        lines = [lines[i] for i in sorted(chosen)]
+    if seed is not None:
+        lines = [lines[i] for i in np.random.default_rng(seed).permutation(len(lines))]
+    write_lines(lines, path)
+    hours = sum(json.loads(line)["duration"] for line in lines) / 3600
+    print(f"{path}: {len(lines)} utterances, {hours:.2f} hours")
+
+
+def cut_texts(path: Path) -> Iterator[str]:
+    """The transcripts of a manifest, read without building the cuts."""
+    for line in read_lines(path):
+        for supervision in json.loads(line)["supervisions"]:
+            yield supervision["text"]
 
 
 def shuffled(cuts: Iterable[MonoCut], seed: int) -> list[MonoCut]:
@@ -138,35 +149,3 @@ def read_stats(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if mean.shape != (NUM_BINS,) or std.shape != (NUM_BINS,) or not np.isfinite(mean).all() or not (std > 0).all():
         raise ValueError(f"{path}: mean and std must be finite, of shape ({NUM_BINS},), std > 0; run prepare again")
     return mean, std
-
-
-def read_librispeech_part(part_dir: Path) -> list[MonoCut]:
-    """Cuts of one LibriSpeech part: `<speaker>/<chapter>/<id>.flac` beside `<speaker>-<chapter>.trans.txt`.
-
-    Sorted by id. An utterance whose file is missing, unreadable or not 16 kHz is named in the log and left out.
-    """
-    transcripts = sorted(part_dir.glob("*/*/*.trans.txt"))
-    if not transcripts:
-        raise ValueError(f"{part_dir}: no <speaker>/<chapter>/*.trans.txt there; is this a LibriSpeech part?")
-    cuts = []
-    for transcript in tqdm(transcripts, desc=part_dir.name, unit="chapter", disable=None):
-        for line in filter(None, map(str.strip, transcript.read_text(encoding="utf-8").splitlines())):
-            id, _, text = line.partition(" ")
-            path = transcript.parent / f"{id}.flac"
-            try:
-                info = soundfile.info(path)
-            except (OSError, soundfile.SoundFileError) as error:
-                log.warning("%s left out: %s cannot be read (%s)", id, path, error)
-                continue
-            if info.samplerate != SAMPLE_RATE or info.frames == 0:
-                log.warning(
-                    "%s left out: %s has %d samples at %d Hz, not %d Hz",
-                    id,
-                    path,
-                    info.frames,
-                    info.samplerate,
-                    SAMPLE_RATE,
-                )
-                continue
-            cuts.append(make_cut(id, path.resolve(), info.frames, text.strip(), id.split("-")[0]))
-    return sorted(cuts, key=lambda cut: cut.id)

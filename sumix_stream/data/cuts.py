@@ -1,7 +1,7 @@
 """Manifests of utterances: lazily read, checked, filtered, loaded."""
 
-import json
 import logging
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,6 +11,7 @@ import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.lazy import LazyManifestIterator
+from lhotse.shar import LazySharIterator
 
 from sumix_stream.config import DataConfig
 from sumix_stream.timebase import Timebase
@@ -51,10 +52,10 @@ class _Manifests:
     def _read(path: Path) -> Iterator[Cut]:
         number = 0
         try:
-            for cut in LazyManifestIterator(path):
+            for cut in LazySharIterator(in_dir=path) if path.is_dir() else LazyManifestIterator(path):
                 yield cut
                 number += 1
-        except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, AssertionError, KeyError, TypeError, ValueError, tarfile.TarError) as error:
             raise ManifestError(
                 f"{path}: damaged after {number} cuts ({type(error).__name__}: {error}); {_remedy(path)}"
             ) from error
@@ -69,7 +70,7 @@ def _remedy(path: Path) -> str:
 
 
 def load_cuts(paths: str | Path | Sequence[str | Path]) -> CutSet:
-    """A lazy CutSet of one or several manifests (`.jsonl` or `.jsonl.gz`), in the order of `paths`.
+    """A lazy CutSet of one or several manifests (`.jsonl`, `.jsonl.gz` or a folder in Lhotse's Shar format), in order.
 
     Raises:
         ManifestError: a file is missing or holds no cuts; a damaged one raises where its damage is met.
@@ -78,9 +79,14 @@ def load_cuts(paths: str | Path | Sequence[str | Path]) -> CutSet:
     if not paths:
         raise ManifestError("no cut manifests given; set data.train_cuts and data.valid_cuts")
     for path in paths:
-        if not path.name.endswith((".jsonl", ".jsonl.gz")):
-            raise ManifestError(f"{path}: a cut manifest is a .jsonl or .jsonl.gz file")
-        if not path.is_file():
+        if path.is_dir():
+            if not any(path.glob("cuts.*")):
+                raise ManifestError(
+                    f"{path}: a folder of cuts holds cuts.000000.jsonl.gz (Lhotse Shar); {_remedy(path)}"
+                )
+        elif not path.name.endswith((".jsonl", ".jsonl.gz")):
+            raise ManifestError(f"{path}: a cut manifest is a .jsonl or .jsonl.gz file, or a folder in Shar format")
+        elif not path.is_file():
             raise ManifestError(f"{path}: no such cut manifest; {_remedy(path)}")
         next(_Manifests._read(path))
     return CutSet(_Manifests(paths))

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from sumix_stream.audio import read_audio, resample
 from sumix_stream.data.corpus import (
     SAMPLE_RATE,
-    Stages,
     empty_folder,
     make_cut,
     write_cuts,
@@ -27,6 +26,7 @@ from sumix_stream.data.corpus import (
     write_stats,
     write_tokenizer,
 )
+from sumix_stream.data.stages import Stages
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 NUM_TEST, NUM_VALID = 5, 3  # recordings of each digit and speaker

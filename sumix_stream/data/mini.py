@@ -19,9 +19,7 @@ from tqdm.auto import tqdm
 from sumix_stream.audio import resample
 from sumix_stream.data.corpus import (
     SAMPLE_RATE,
-    Stages,
     empty_folder,
-    read_librispeech_part,
     shuffled,
     write_cuts,
     write_flac,
@@ -29,6 +27,8 @@ from sumix_stream.data.corpus import (
     write_tokenizer,
 )
 from sumix_stream.data.espeak import Espeak
+from sumix_stream.data.librispeech import read_librispeech_part
+from sumix_stream.data.stages import Stages
 
 # <name> is a rule, [...] is optional, | separates alternatives; a rule's alternatives are equally likely.
 GRAMMAR = {
@@ -208,7 +208,8 @@ def prepare_mini(
 
     def write_manifests() -> None:
         for part in numbers:
-            write_cuts(shuffled(read_librispeech_part(corpus / part), seed), out_dir / f"cuts_{part}.jsonl.gz")
+            cuts, _ = read_librispeech_part(corpus / part)
+            write_cuts(shuffled(cuts, seed), out_dir / f"cuts_{part}.jsonl.gz")
 
     stages.run("synthesis", {**numbers, "seed": seed}, synthesise)
     stages.run("manifests", {"seed": seed}, write_manifests)

@@ -1,37 +1,14 @@
 """What the recipes' preparations share."""
 
-import logging
-
 import numpy as np
 import pytest
 import soundfile
 import torch
-from data.trees import tone, write_cuts_and_tokenizer, write_librispeech
+from data.trees import tone, write_cuts_and_tokenizer
 
-from sumix_stream.data.corpus import Stages, read_librispeech_part, read_stats, write_flac, write_stats
+from sumix_stream.data import load_cuts
+from sumix_stream.data.corpus import join_manifests, read_stats, write_cuts, write_flac, write_stats
 from sumix_stream.features import fbank
-
-
-def test_stages_are_done_once_and_again_when_settings_or_earlier_stages_change(tmp_path):
-    done = []
-
-    def prepare(first, fail=False):
-        def second():
-            done.append("b")
-            if fail:
-                raise KeyboardInterrupt
-
-        stages = Stages(tmp_path / "data")
-        stages.run("a", {"n": first}, lambda: done.append("a"))
-        stages.run("b", {}, second)
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare(1, fail=True)
-    prepare(1)
-    prepare(1)
-    assert done == ["a", "b", "b"]
-    prepare(2)
-    assert done == ["a", "b", "b", "a", "b"]
 
 
 def test_stats_are_those_of_all_frames(tmp_path):
@@ -59,22 +36,31 @@ def test_bad_stats_are_refused_by_name(tmp_path, kind):
         read_stats(path)
 
 
-def test_librispeech_layout(tmp_path, caplog):
-    write_librispeech(tmp_path, "part", ["12", "3"], 4)
-    (tmp_path / "part/12/7/12-7-0001.flac").unlink()
-    (tmp_path / "part/12/7/12-7-0002.flac").write_text("not audio")
-    soundfile.write(tmp_path / "part/3/7/3-7-0000.flac", tone(1, 8000), 8000)
-    with caplog.at_level(logging.WARNING):
-        cuts = read_librispeech_part(tmp_path / "part")
-    assert [cut.id for cut in cuts] == ["12-7-0000", "12-7-0003", "3-7-0001", "3-7-0002", "3-7-0003"]
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["12-7-0001", "12-7-0002", "3-7-0000"]
-    assert cuts[0].supervisions[0].speaker == "12" and len(cuts[0].supervisions[0].text.split()) == 3
-    assert cuts[1].load_audio().shape == (1, cuts[1].num_samples)
+def test_equal_manifests_are_equal_bytes_and_nothing_is_left_of_an_empty_one(tmp_path):
+    cuts, _, _ = write_cuts_and_tokenizer(tmp_path, [0.5, 0.8])
+    for name in ("a", "b"):
+        write_cuts(cuts, tmp_path / f"{name}.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert [cut.id for cut in load_cuts(tmp_path / "a.jsonl.gz")] == ["utt-00", "utt-01"]
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no utterances for c.jsonl.gz"):
+        write_cuts([], tmp_path / "c.jsonl.gz")
+    assert set(tmp_path.iterdir()) == before
 
 
-def test_a_folder_without_transcripts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}.*LibriSpeech"):
-        read_librispeech_part(tmp_path)
+def test_joined_manifests(tmp_path):
+    _, manifest, _ = write_cuts_and_tokenizer(tmp_path, [0.2] * 20)
+    ids, out = [f"utt-{i:02d}" for i in range(20)], tmp_path / "out.jsonl.gz"
+
+    def joined(**options):
+        join_manifests([manifest], out, **options)
+        return [cut.id for cut in load_cuts(out)]
+
+    assert joined() == ids
+    assert joined(seed=1) == joined(seed=1) != joined(seed=2) and sorted(joined(seed=1)) == ids
+    sample = joined(limit=5)
+    assert len(set(sample)) == 5 and sample == sorted(sample) and sample != ids[:5]
+    assert joined(limit=20) == ids
 
 
 def test_loud_samples_are_scaled_not_clipped(tmp_path):

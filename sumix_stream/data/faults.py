@@ -1,0 +1,109 @@
+"""What is wrong with utterances of a corpus: found, named by id in a report, left out."""
+
+import csv
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sumix_stream.audio import AudioError, read_audio
+from sumix_stream.timebase import Timebase
+
+SAMPLE_RATE = Timebase().sample_rate
+COLUMNS = ("part", "id", "action", "fault", "detail")
+_ORDINALS = "ªº"  # letters to Unicode, of no script
+log = logging.getLogger(__name__)
+
+
+class Fault(NamedTuple):
+    """One utterance and why it is left out; with `kept`, why it would be, were it not part of a test set."""
+
+    part: str
+    id: str
+    fault: str  # one of a few words: what is counted
+    detail: str
+    kept: bool = False
+
+
+class FaultyUtterance(ValueError):
+    """Raised by checks: `fault` and `detail` as in `Fault`."""
+
+    def __init__(self, fault: str, detail: str) -> None:
+        super().__init__(f"{fault}: {detail}")
+        self.fault, self.detail = fault, detail
+
+
+def check_text(text: str) -> None:
+    """Raises FaultyUtterance for a transcript without letters and digits, or with letters of a script but Latin."""
+    if not any(map(str.isalnum, text)):
+        raise FaultyUtterance("empty transcript", repr(text))
+    if "\ufffd" in text:
+        raise FaultyUtterance("non-Latin transcript", "not UTF-8")
+    foreign = sorted({c for c in text if c.isalpha() and c not in _ORDINALS and not _is_latin(c)})
+    if foreign:
+        raise FaultyUtterance("non-Latin transcript", " ".join(foreign))
+
+
+def _is_latin(letter: str) -> bool:
+    return letter.isascii() or unicodedata.name(letter, "").startswith("LATIN ")
+
+
+def check_audio(path: Path) -> int:
+    """Samples of a 16 kHz mono file, which is decoded whole: FLAC runs at thousands of times real time.
+
+    Raises FaultyUtterance when it is missing, truncated, damaged, empty, or has another rate.
+    """
+    if not path.is_file():
+        raise FaultyUtterance("missing audio", str(path))
+    try:
+        samples, rate = read_audio(path)
+    except AudioError as error:
+        raise FaultyUtterance("unreadable audio", str(error)) from None
+    if rate != SAMPLE_RATE:
+        raise FaultyUtterance("other sample rate", f"{path}: {rate} Hz, not {SAMPLE_RATE} Hz")
+    return len(samples)
+
+
+def check_duration(seconds: float, low: float, high: float) -> None:
+    """Raises FaultyUtterance for a duration outside `low` to `high` seconds."""
+    if not low <= seconds <= high:
+        fault = "too short" if seconds < low else "too long"
+        raise FaultyUtterance(fault, f"{seconds:.2f} s is outside {low:g} to {high:g} s")
+
+
+def check_speaking_rate(text: str, seconds: float, low: float, high: float) -> None:
+    """Raises FaultyUtterance where characters a second (white space not counted) are outside `low` to `high`.
+
+    Such a transcript most likely is not what is said in this segment.
+    """
+    rate = sum(not c.isspace() for c in text) / seconds
+    if not low <= rate <= high:
+        raise FaultyUtterance("misaligned", f"{rate:.1f} characters a second are outside {low:g} to {high:g}")
+
+
+def write_report(path: Path, faults: Iterable[Fault]) -> None:
+    """Write the faults as tab-separated values with a header, sorted by part and id."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for fault in sorted(faults):
+            action = "kept" if fault.kept else "left out"
+            writer.writerow([fault.part, fault.id, action, fault.fault, fault.detail])
+    aside.replace(path)
+
+
+def read_report(path: Path) -> list[Fault]:
+    """The inverse of `write_report`."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return [Fault(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept") for row in rows]
+
+
+def print_summary(faults: Iterable[Fault], report: Path) -> None:
+    """One line for each part and fault: how many, and where they are named."""
+    counts = Counter((fault.part, fault.kept, fault.fault) for fault in faults)
+    for (part, kept, fault), number in sorted(counts.items()):
+        print(f"{part}: {number} {'kept although' if kept else 'left out:'} {fault} (by id in {report})")
