@@ -54,6 +54,7 @@ class Server:
         self._token, self._log_text = token, log_text
         self._engine = Engine(recognizer, self.metrics)
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
+        self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
         self._server: WebsocketServer | None = None
 
@@ -97,9 +98,9 @@ class Server:
         closing = time.monotonic() + min(1.0, self.limits.send_seconds)
         while self._outboxes and time.monotonic() < closing:
             await asyncio.sleep(0.02)
-        for connection in list(self._admitted):
-            connection.transport.abort()
         self._server.close()
+        for connection in list(self._sockets):  # those too that never said what they want
+            connection.transport.abort()
         await self._server.wait_closed()
         await asyncio.to_thread(self._engine.stop)
         log_event(_log, "stopped")
@@ -115,9 +116,13 @@ class Server:
         return self._engine.num_sessions
 
     def _connection(self, *arguments: object, **options: object) -> ServerConnection:
-        return _Connection(self._lost, *arguments, **options)
+        return _Connection(self, *arguments, **options)
+
+    def _made(self, connection: ServerConnection) -> None:
+        self._sockets.add(connection)
 
     def _lost(self, connection: ServerConnection) -> None:
+        self._sockets.discard(connection)
         self._admitted.discard(connection)
         self.metrics.streams.set(len(self._admitted))
 
@@ -224,15 +229,19 @@ class Server:
 
 
 class _Connection(ServerConnection):
-    """Tells when its socket is gone, whether or not a websocket came of it."""
+    """Tells when its socket comes and goes, whether or not a websocket came of it."""
 
-    def __init__(self, lost: object, *arguments: object, **options: object) -> None:
+    def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
-        self._lost = lost
+        self._owner = owner
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._owner._made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._lost(self)
+        self._owner._lost(self)
 
 
 class _Client:

@@ -1,6 +1,7 @@
 """Clients that break the rules: they hear which, the others notice nothing, and nothing of them stays."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -157,6 +158,20 @@ def test_half_open_connections_take_no_stream_and_are_closed():
             assert not any(b"Traceback" in answer or b".py" in answer for answer in answers)
             for _, writer in opened:
                 writer.close()
+
+    run(test)
+
+
+def test_half_open_connections_do_not_hold_up_the_end():
+    async def test():
+        async with serving(handshake_seconds=1000.0) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await healthy(port)
+            await server.stop()
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+            server.stop = lambda: asyncio.sleep(0)  # it has stopped
 
     run(test)
 
