@@ -12,6 +12,7 @@ from sumix_stream.decode.hypothesis import Hypothesis, Word
 from sumix_stream.decode.offline import transcribe_batch
 from sumix_stream.decode.search import Search
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
+from sumix_stream.decode.words import words_of
 from sumix_stream.model.checkpoint import load_model
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
@@ -105,14 +106,8 @@ class Recognizer:
         return len(streams[0].recognizer.decode(streams)) if streams else 0
 
     def words(self, hypothesis: Hypothesis) -> list[Word]:
-        """The words of a hypothesis, each with the time of its first token."""
-        words: list[tuple[float, list[int]]] = []
-        for token, start in zip(hypothesis.tokens, hypothesis.timestamps, strict=True):
-            if not words or self.tokenizer.piece(token).startswith("▁"):
-                words.append((start, []))
-            words[-1][1].append(token)
-        texts = ((start, self.tokenizer.decode(tokens).strip()) for start, tokens in words)
-        return [Word(text, start) for start, text in texts if text]
+        """The words of a hypothesis, with times in seconds and confidences; see words.py for what they mean."""
+        return words_of(hypothesis, self.tokenizer, self.model.timebase.encoder_frame_seconds)
 
 
 def _check_device(device: str | torch.device) -> torch.device:

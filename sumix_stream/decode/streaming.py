@@ -54,16 +54,16 @@ class Stream:
             sample_rate: in Hz, the same for the whole stream; anything but the model's rate is resampled.
             samples: (S,) mono, of any length: floating point in [-1, 1], or int16 PCM.
         Returns:
-            All that has been recognised so far, or None when these samples added no token.
+            All that has been recognised so far, or None when these samples changed no token.
         Raises:
             ValueError: for samples that are not such (NaN, 2-D, another type), a change of rate, or after `finish`.
                 Nothing of a refused call is kept, and the stream goes on.
         """
-        before = self.num_tokens
+        before = list(self._tokens)
         self.features.accept(sample_rate, samples)
         while self.recognizer.decode([self]):
             pass
-        return self.result() if self.num_tokens > before else None
+        return None if self._tokens == before else self.result()
 
     def finish(self) -> Hypothesis:
         """No more samples: decode what is left, to the last sample, and return the whole result."""
@@ -94,7 +94,11 @@ class Stream:
     @property
     def num_tokens(self) -> int:
         """Tokens emitted so far, since the last reset."""
-        return len(self.recognizer.search.emissions(self.search).tokens)
+        return len(self._tokens)
+
+    @property
+    def _tokens(self) -> list[int]:
+        return self.recognizer.search.emissions(self.search).tokens
 
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""

@@ -9,7 +9,7 @@ import torch
 from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
 
 import sumix_stream as sx
-from sumix_stream.decode.hypothesis import Hypothesis, Word
+from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.recognizer import Recognizer, load
 from sumix_stream.model.checkpoint import save_model
 from sumix_stream.nn.chunking import ChunkContext
@@ -136,7 +136,8 @@ def test_streams_in_one_batch(recognizer):
 def test_words(recognizer):
     tokens = [2, 1, 3, 5, 9, 10]  # b ▁a c ▁e ▁i j: the first token begins a word whatever it is
     hypothesis = Hypothesis("", tokens, [0.0, 0.4, 0.48, 1.2, 1.6, 1.64], [1.0] * 6)
-    assert recognizer.words(hypothesis) == [Word("b", 0.0), Word("ac", 0.4), Word("e", 1.2), Word("ij", 1.6)]
+    expected = [("b", 0.0, 0.04), ("ac", 0.4, 0.52), ("e", 1.2, 1.24), ("ij", 1.6, 1.68)]
+    assert [(word.text, word.start, pytest.approx(word.end)) for word in recognizer.words(hypothesis)] == expected
     assert recognizer.words(Hypothesis("", [], [], [])) == []
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from talkative import LetterTokenizer, sound, talkative_model
 
+from sumix_stream.decode.greedy import Emissions
 from sumix_stream.decode.offline import transcribe_batch
+from sumix_stream.decode.search import GreedySearch
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
@@ -152,6 +154,24 @@ def test_a_model_made_in_inference_mode_streams_outside_it():
     stream = StreamingRecognizer(model, LetterTokenizer(), ChunkContext(8, 2)).create_stream()
     stream.feed(RATE, sound(1.0))
     assert stream.finish() == transcribe_batch(model, LetterTokenizer(), [sound(1.0)], stream.context)[0]
+
+
+def test_feed_tells_of_changed_tokens_too():
+    """A beam may change what it said without saying more."""
+
+    class Fickle(GreedySearch):
+        said = iter([[3], [3], [4], [4, 5]])
+
+        def advance(self, enc, lengths, first_frames, streams):
+            super().advance(enc, lengths, first_frames, streams)
+            tokens = next(self.said)
+            streams[0].found = Emissions(tokens, list(range(len(tokens))), [0.5] * len(tokens))
+
+    model = talkative_model()
+    stream = StreamingRecognizer(model, LetterTokenizer(), ChunkContext(8, 2), search=Fickle(model)).create_stream()
+    told = [stream.feed(RATE, packet) for packet in np.split(sound(4 * 0.32, seed=5), 4)]
+    told.append(stream.finish())
+    assert [hypothesis.tokens for hypothesis in told if hypothesis is not None] == [[3], [4], [4, 5]]
 
 
 def test_as_context():
