@@ -74,7 +74,7 @@ def write_lines(lines: Iterable[str], path: Path) -> None:
             file.write(line.encode("utf-8") + b"\n")
     if empty:
         aside.unlink()
-        raise ValueError(f"no utterances for {path.name}: nothing was found to put into it")
+        raise ValueError(f"no utterances for {path.name}: nothing was found to put into it that can be used")
     aside.replace(path)
 
 

@@ -13,6 +13,7 @@ from sumix_stream.timebase import Timebase
 
 SAMPLE_RATE = Timebase().sample_rate
 COLUMNS = ("part", "id", "action", "fault", "detail")
+MAX_LOGGED = 20  # of one part
 _ORDINALS = "ªº"  # letters to Unicode, of no script
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,15 @@ def read_report(path: Path) -> list[Fault]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return [Fault(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept") for row in rows]
+
+
+def log_faults(faults: Iterable[Fault]) -> None:
+    """Name the first of those left out in the log, and count the rest: the report names all."""
+    left_out = [fault for fault in faults if not fault.kept]
+    for fault in left_out[:MAX_LOGGED]:
+        log.warning("%s left out: %s (%s)", fault.id, fault.fault, fault.detail)
+    if rest := Counter(fault.fault for fault in left_out[MAX_LOGGED:]):
+        log.warning("and %s", ", ".join(f"{number} more: {fault}" for fault, number in sorted(rest.items())))
 
 
 def print_summary(faults: Iterable[Fault], report: Path) -> None:

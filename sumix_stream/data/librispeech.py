@@ -16,6 +16,7 @@ from sumix_stream.data.faults import (
     check_audio,
     check_duration,
     check_text,
+    log_faults,
     print_summary,
     read_report,
     write_report,
@@ -79,8 +80,7 @@ def read_librispeech_part(
                 faults.append(Fault(part_dir.name, cut.id, "id occurs twice", cut.recording.sources[0].source))
             else:
                 cuts[cut.id] = cut
-    for fault in faults:
-        log.warning("%s left out: %s (%s)", fault.id, fault.fault, fault.detail)
+    log_faults(faults)
     return [cuts[id] for id in sorted(cuts)], faults
 
 

@@ -8,7 +8,6 @@ import ast
 import csv
 import gzip
 import json
-import logging
 import re
 import tarfile
 import unicodedata
@@ -38,6 +37,7 @@ from sumix_stream.data.faults import (
     check_duration,
     check_speaking_rate,
     check_text,
+    log_faults,
     print_summary,
     read_report,
     write_report,
@@ -50,7 +50,6 @@ from sumix_stream.tokenizer import train_tokenizer
 PARTS = {"train": "train", "dev": "valid", "test": "test"}  # the corpus's word -> ours
 COLUMNS = {"session_id", "start_time", "end_time", "speaker_id", "split", "normed_text"}
 APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´"), "'")
-log = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
@@ -307,9 +306,7 @@ def make_cuts(
             if not kept:
                 continue
         cuts[row.part].append(make_cut(id, Path(piece.file), piece.num_samples, row.text, row.speaker, language))
-    for fault in faults:
-        if not fault.kept:
-            log.warning("%s left out: %s (%s)", fault.id, fault.fault, fault.detail)
+    log_faults(faults)
     return {part: sorted(members, key=lambda cut: cut.id) for part, members in cuts.items()}, faults
 
 

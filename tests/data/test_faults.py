@@ -11,6 +11,7 @@ from sumix_stream.data.faults import (
     check_duration,
     check_speaking_rate,
     check_text,
+    log_faults,
     print_summary,
     read_report,
     write_report,
@@ -86,6 +87,13 @@ def test_report_is_sorted_and_read_back(tmp_path, capsys):
         f"dev: 1 kept although too short (by id in {tmp_path}/report.tsv)\n"
         f"train: 2 left out: too long (by id in {tmp_path}/report.tsv)\n"
     )
+
+
+def test_the_log_names_the_first_and_counts_the_rest(caplog):
+    log_faults([Fault("train", f"id-{i}", "too long", "9 s", kept=i == 3) for i in range(30)])
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "id-0 left out: too long (9 s)" and len(lines) == 21
+    assert lines[-1] == "and 9 more: too long" and not any("id-3 " in line for line in lines)
 
 
 def test_a_report_of_nothing_is_a_header(tmp_path):
