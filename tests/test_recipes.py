@@ -84,6 +84,7 @@ def test_prepared_data_make_batches(recipe, tmp_path):
         ("librispeech", ["--parts", "full"]),
         ("librispeech", ["--corpus", "nowhere"]),
         ("voxpopuli", ["--languages", "xx"]),
+        ("voxpopuli", ["--corpus", "nowhere"]),
     ],
 )
 def test_prepare_says_what_is_wrong_in_one_line(recipe, options, tmp_path):

@@ -215,8 +215,8 @@ def prepare_voxpopuli(
     corpus = Path(corpus).resolve() if corpus is not None else _download(out_dir / "corpus")
     sources = {}
     for language in languages:
-        annotations = find_annotations(corpus, language, out_dir / "annotations")
-        sources[language] = (annotations, find_recordings(corpus, language))
+        recordings = find_recordings(corpus, language)
+        sources[language] = (find_annotations(corpus, language, out_dir / "annotations"), recordings)
     stages = Stages(out_dir)
 
     def prepare_language(language: str) -> None:
