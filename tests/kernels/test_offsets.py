@@ -13,7 +13,10 @@ FRAMES, DIM, STRIDE = 11, 4, 2**28
 def far_apart(width: int, device: str) -> torch.Tensor:
     """(1, 11, width) fp16, frames 2**28 elements apart: 5.9 GB of addresses, of which few pages are touched."""
     if device == "cpu":
-        storage = torch.from_numpy(np.zeros(FRAMES * STRIDE, np.float16))
+        try:
+            storage = torch.from_numpy(np.zeros(FRAMES * STRIDE, np.float16))
+        except MemoryError:
+            pytest.skip("this machine does not reserve 5.9 GB of addresses for a process")
     else:
         storage = torch.zeros(FRAMES * STRIDE, dtype=torch.float16, device=device)
     x = storage.as_strided((1, FRAMES, width), (FRAMES * STRIDE, STRIDE, 1))
