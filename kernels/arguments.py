@@ -59,6 +59,22 @@ def check_left_context(left_context: int | Tensor | None, x: Tensor, chunks: int
     return None if left_context is None or left_context >= chunks - 1 else left_context
 
 
+def check_rows(summary: Tensor, chunk_size: int | Tensor | None, num_frames: int) -> int | Tensor:
+    """Chunk size as of `check_chunk_size`, for a summary (B, N, D) that has a row for each chunk of `num_frames`."""
+    size, chunks = check_chunk_size(chunk_size, summary.new_empty(0).expand(len(summary), num_frames, 0))
+    if summary.shape[1] != chunks:
+        raise ValueError(
+            f"summary {tuple(summary.shape)} must have N = {chunks} rows for {num_frames} frames in chunks of "
+            f"{chunk_size}, got {summary.shape[1]}"
+        )
+    return size
+
+
+def split(value: int | Tensor) -> tuple[int, Tensor | None]:
+    """An int, or (B, 1), one for each utterance, as the two arguments of a registered op."""
+    return (0, value.flatten()) if isinstance(value, Tensor) else (value, None)
+
+
 def readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sumix_kernels.backend import INTERPRETED
 
-MAX_CONFIGS = 6  # a tuning compiles and times each of them: about a second a config, once a machine
+MAX_CONFIGS = 6  # a tuning compiles and times each of them, once a machine
 
 
 def cdiv(a: int, b: int) -> int:

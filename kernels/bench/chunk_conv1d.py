@@ -8,18 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sumix_kernels import chunk_conv1d
-from sumix_kernels.bench.chunk_summary import INTERPRETED, NOT_COMPILED, grown
 from sumix_kernels.bench.registry import (
     Benchmark,
     Contender,
     Inputs,
     Shape,
     Work,
-    batches,
-    compiled,
+    compiled_contender,
+    grown,
     make_lengths,
-    only_on_gpu,
     random_tensors,
+    triton_contender,
 )
 from sumix_kernels.chunk_conv import naive
 
@@ -90,17 +89,9 @@ BENCHMARK = Benchmark(
     # GLU's result is rounded before the convolution where the two are not fused.
     tolerance={"fp32": (1e-5, 3e-6), "fp16": (3e-3, 1.2e-3), "bf16": (2e-2, 8e-3)},
     contenders=(
-        Contender("triton", _ours("triton"), _reference, _WRT, obstacle=only_on_gpu(INTERPRETED), ours=True),
+        triton_contender(_ours("triton"), _reference, _WRT),
         Contender("torch", _ours("torch"), _reference, _WRT, baseline=True, ours=True),
-        Contender(
-            "torch, compiled",
-            compiled(_ours("torch")),
-            _reference,
-            _WRT,
-            at=batches,
-            obstacle=only_on_gpu(NOT_COMPILED),
-            baseline=True,
-        ),
+        compiled_contender(_ours("torch"), _reference, _WRT),
         Contender("unfold + conv1d", _unfolded, _reference, _WRT, working_bytes=_unfolded_bytes, baseline=True),
     ),
     about="GLU, then the depthwise convolution whose future ends with the chunk.",

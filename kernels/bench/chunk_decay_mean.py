@@ -4,8 +4,17 @@ import torch
 from torch import Tensor
 
 from sumix_kernels import chunk_decay_mean
-from sumix_kernels.bench.chunk_summary import INTERPRETED, NOT_COMPILED, grown, make, sees
-from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape, Work, batches, compiled, only_on_gpu
+from sumix_kernels.bench.chunk_summary import make, sees
+from sumix_kernels.bench.registry import (
+    Benchmark,
+    Contender,
+    Inputs,
+    Shape,
+    Work,
+    compiled_contender,
+    grown,
+    triton_contender,
+)
 from sumix_kernels.chunk_decay import naive
 
 DECAY = 0.995
@@ -58,17 +67,9 @@ BENCHMARK = Benchmark(
     make=make,
     work=_work,
     contenders=(
-        Contender("triton", _ours("triton"), _reference, ("x",), obstacle=only_on_gpu(INTERPRETED), ours=True),
+        triton_contender(_ours("triton"), _reference, ("x",)),
         Contender("torch", _ours("torch"), _reference, ("x",), baseline=True, ours=True),
-        Contender(
-            "torch, compiled",
-            compiled(_ours("torch")),
-            _reference,
-            ("x",),
-            at=batches,
-            obstacle=only_on_gpu(NOT_COMPILED),
-            baseline=True,
-        ),
+        compiled_contender(_ours("torch"), _reference, ("x",)),
         Contender(
             "(T, T) product",
             _matrix_product,

@@ -10,16 +10,13 @@ from sumix_kernels.bench.registry import (
     Inputs,
     Shape,
     Work,
-    batches,
-    compiled,
+    compiled_contender,
+    grown,
     make_lengths,
-    only_on_gpu,
     random_tensors,
+    triton_contender,
 )
 from sumix_kernels.chunk_summary import naive
-
-INTERPRETED = "Triton's interpreter has no speed to measure"
-NOT_COMPILED = "torch.compile is compared on a GPU"
 
 
 def make(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
@@ -88,11 +85,6 @@ def _work(shape: Shape, itemsize: int) -> dict[str, Work]:
     return {"forward": Work(num_bytes, flops), "forward+backward": Work(2 * num_bytes, 2 * flops)}
 
 
-def grown(most: int, **rest: int) -> tuple[Shape, ...]:
-    """B 1, from 1024 frames on, twice as many each."""
-    return tuple({"B": 1, "T": T, **rest} for T in (1 << i for i in range(10, 18)) if T <= most)
-
-
 _REST = {"D": 512, "C": 16, "L": 4}
 
 BENCHMARK = Benchmark(
@@ -111,18 +103,10 @@ BENCHMARK = Benchmark(
     make=make,
     work=_work,
     contenders=(
-        Contender("triton", _rows("triton"), _reference_rows, ("x",), obstacle=only_on_gpu(INTERPRETED), ours=True),
+        triton_contender(_rows("triton"), _reference_rows, ("x",)),
         Contender("torch", _rows("torch"), _reference_rows, ("x",), baseline=True, ours=True),
         Contender("torch + broadcast_chunks", _frames, _reference_frames, ("x",), ours=True),
-        Contender(
-            "torch, compiled",
-            compiled(_rows("torch")),
-            _reference_rows,
-            ("x",),
-            at=batches,
-            obstacle=only_on_gpu(NOT_COMPILED),
-            baseline=True,
-        ),
+        compiled_contender(_rows("torch"), _reference_rows, ("x",)),
         Contender(
             "(T, T) product",
             masked_product,

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from sumix_kernels import do_rnnt_pruning, get_rnnt_prune_ranges, pruned_rnnt_loss, rnnt_loss_smoothed
 from sumix_kernels.bench import fast_rnnt
-from sumix_kernels.bench.chunk_summary import INTERPRETED
 from sumix_kernels.bench.registry import (
     Benchmark,
     Contender,
@@ -20,8 +19,8 @@ from sumix_kernels.bench.registry import (
     Shape,
     Work,
     make_lengths,
-    only_on_gpu,
     random_tensors,
+    triton_contender,
 )
 from sumix_kernels.rnnt import naive, via_k2
 from sumix_kernels.rnnt.pruning import unprune
@@ -178,7 +177,7 @@ BENCHMARK = Benchmark(
     # fp16 and bf16: activations, logits and the products of the backward pass round one after another.
     tolerance={"fp32": (2e-5, 6e-6), "fp16": (6e-3, 2.5e-3), "bf16": (4e-2, 2e-2)},
     contenders=(
-        Contender("triton", _ours("triton"), _reference, _WRT, obstacle=only_on_gpu(INTERPRETED), ours=True),
+        triton_contender(_ours("triton"), _reference, _WRT),
         Contender("torch", _ours("torch"), _reference, _WRT, baseline=True, ours=True),
         Contender(
             "k2",

@@ -12,16 +12,18 @@ from torch.nn import functional as F
 from sumix_kernels import broadcast_chunks, chunk_summary, merge_chunks
 from sumix_kernels.bench import chunk_summary as summary_bench
 from sumix_kernels.bench.registry import (
+    COMPILED_ON_GPU,
     Benchmark,
     Contender,
     Inputs,
     Shape,
     Work,
     batches,
-    compiled,
+    compiled_contender,
+    grown,
     make_lengths,
-    only_on_gpu,
     random_tensors,
+    triton_contender,
 )
 from sumix_kernels.chunk_summary import naive
 
@@ -156,14 +158,13 @@ def _mask_bytes(shape: Shape, itemsize: int) -> int:
 
 _REST = {"D": 512, "H": 4, "C": 16, "L": 4}
 _GATE_SHAPE = {"B": 3, "T": 75, "D": 32, "H": 2, "C": 16, "L": 1, "shortest": 20}
-_ON_GPU = only_on_gpu(summary_bench.NOT_COMPILED)
 
 BENCHMARK = Benchmark(
     name="mixer",
     source=__name__,
     shapes={
-        "cpu": summary_bench.grown(4096, **_REST)[::2],
-        "cuda": ({"B": 32, "T": 1500, **_REST}, *summary_bench.grown(16384, **_REST)[1::2]),
+        "cpu": grown(4096, **_REST)[::2],
+        "cuda": ({"B": 32, "T": 1500, **_REST}, *grown(16384, **_REST)[1::2]),
     },
     dtypes={"cpu": ("fp32",), "cuda": ("bf16",)},
     gate_shape=_GATE_SHAPE,
@@ -172,13 +173,9 @@ BENCHMARK = Benchmark(
     # Four products and an activation between them round one after another.
     tolerance={"fp32": (4e-5, 1.2e-5), "fp16": (6e-3, 2.4e-3), "bf16": (4e-2, 1.6e-2)},
     contenders=(
-        Contender(
-            "triton", _fused_cell, _reference_cell, _CELL, obstacle=only_on_gpu(summary_bench.INTERPRETED), ours=True
-        ),
+        triton_contender(_fused_cell, _reference_cell, _CELL),
         Contender("torch", _cell, _reference_cell, _CELL, baseline=True, ours=True),
-        Contender(
-            "torch, compiled", compiled(_cell), _reference_cell, _CELL, at=batches, obstacle=_ON_GPU, baseline=True
-        ),
+        compiled_contender(_cell, _reference_cell, _CELL),
         Contender(
             "(T, T) product",
             _matrix_cell,
@@ -204,7 +201,7 @@ BENCHMARK = Benchmark(
             _TWIN,
             prepare=_prepare_flex,
             at=batches,
-            obstacle=_ON_GPU,
+            obstacle=COMPILED_ON_GPU,
             baseline=True,
         ),
     ),

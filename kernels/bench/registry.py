@@ -137,6 +137,11 @@ def compiled(run: Callable[[Inputs, Shape], Outputs]) -> Callable[[Inputs, Shape
     return lambda inputs, shape: compile_()(inputs, shape)
 
 
+def grown(most: int, **rest: int) -> tuple[Shape, ...]:
+    """B 1, from 1024 frames on, twice as many each."""
+    return tuple({"B": 1, "T": T, **rest} for T in (1 << i for i in range(10, 18)) if T <= most)
+
+
 def batches(shape: Shape) -> bool:
     """The goals' shapes, against those of one utterance, which show the growth."""
     return shape["B"] > 1
@@ -144,6 +149,21 @@ def batches(shape: Shape) -> bool:
 
 def only_on_gpu(why: str) -> Callable[[str], str | None]:
     return lambda device_type: None if device_type == "cuda" else why
+
+
+COMPILED_ON_GPU = only_on_gpu("torch.compile is compared on a GPU")
+
+
+def triton_contender(run: Callable[[Inputs, Shape], Outputs], reference: Callable, wrt: tuple[str, ...]) -> Contender:
+    why = "Triton's interpreter has no speed to measure"
+    return Contender("triton", run, reference, wrt, obstacle=only_on_gpu(why), ours=True)
+
+
+def compiled_contender(run: Callable[[Inputs, Shape], Outputs], reference: Callable, wrt: tuple[str, ...]) -> Contender:
+    """`run`, a torch backend, under torch.compile: a baseline at the goals' shapes, for each shape compiles anew."""
+    return Contender(
+        "torch, compiled", compiled(run), reference, wrt, at=batches, obstacle=COMPILED_ON_GPU, baseline=True
+    )
 
 
 def as_tuple(outputs: Outputs) -> tuple[Tensor, ...]:

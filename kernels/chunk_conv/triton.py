@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sumix_kernels.arguments import split
 from sumix_kernels.launch import TunedKernel, cdiv, config, on_device, tuned
 
 PROGRAMS = 4096  # of one warp each: a few for every one that a large GPU holds at a time
@@ -262,7 +263,7 @@ def chunk_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, chunk_size: int | Tensor, glu: bool
 ) -> Tensor:
     """Chunk sizes are an int or (B, 1)."""
-    size, sizes = (0, chunk_size.flatten()) if isinstance(chunk_size, Tensor) else (chunk_size, None)
+    size, sizes = split(chunk_size)
     return torch.ops.sumix.chunk_conv1d(x, weight, bias, lengths, size, sizes, glu)
 
 

@@ -6,7 +6,7 @@ B batch, T frames, C frames of a chunk, N chunks, D channels.
 from torch import Tensor
 
 from sumix_kernels import backend as backends
-from sumix_kernels.arguments import check_chunk_size, check_frames, check_lengths
+from sumix_kernels.arguments import check_frames, check_lengths, check_rows
 from sumix_kernels.chunk_merge import naive, torch
 
 
@@ -45,7 +45,7 @@ def merge_chunks(
     """
     implementations = {"triton": _triton, "torch": torch.merge_chunks, "naive": naive.merge_chunks}
     implementation = backends.choose(backend, implementations, local, summary)
-    B, N, D = check_frames(summary)
+    B, _, D = check_frames(summary)
     if local is None:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 0:
             raise ValueError(f"num_frames must be an integer >= 0 where local is None, got {num_frames!r}")
@@ -58,14 +58,8 @@ def merge_chunks(
             )
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-    frames = summary.new_empty(0).expand(B, num_frames, 0)
-    lengths = check_lengths(lengths, frames)
-    size, chunks = check_chunk_size(chunk_size, frames)
-    if N != chunks:
-        raise ValueError(
-            f"summary {tuple(summary.shape)} must have N = {chunks} rows for {num_frames} frames in chunks of "
-            f"{chunk_size}, got {N}"
-        )
+    lengths = check_lengths(lengths, summary.new_empty(0).expand(B, num_frames, 0))
+    size = check_rows(summary, chunk_size, num_frames)
     if not num_frames:
         return summary
     return implementation(local, summary, lengths, size, num_frames, dropout)

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sumix_kernels.chunk_summary.triton import chunk_sums, gelu, gelu_derivative, parts_of_chunk, row_frames, split
+from sumix_kernels.arguments import split
+from sumix_kernels.chunk_summary.triton import chunk_sums, gelu, gelu_derivative, parts_of_chunk, row_frames
 from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sumix_kernels import backend as backends
-from sumix_kernels.arguments import check_chunk_size, check_frames, check_left_context, check_lengths
+from sumix_kernels.arguments import check_chunk_size, check_frames, check_left_context, check_lengths, check_rows
 from sumix_kernels.chunk_summary import naive, torch
 
 
@@ -66,15 +66,10 @@ def broadcast_chunks(
     """
     implementations = {"triton": _triton_broadcast, "torch": torch.broadcast_chunks, "naive": _naive_broadcast}
     implementation = backends.choose(backend, implementations, summary)
-    B, N, _ = check_frames(summary)
+    check_frames(summary)
     if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 0:
         raise ValueError(f"num_frames must be an integer >= 0, got {num_frames!r}")
-    size, chunks = check_chunk_size(chunk_size, summary.new_empty(0).expand(B, num_frames, 0))
-    if N != chunks:
-        raise ValueError(
-            f"summary {tuple(summary.shape)} must have N = {chunks} rows for {num_frames} frames in chunks of "
-            f"{chunk_size}, got {N}"
-        )
+    size = check_rows(summary, chunk_size, num_frames)
     if not num_frames:
         return summary
     return implementation(summary, size, num_frames)

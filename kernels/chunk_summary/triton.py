@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sumix_kernels.arguments import split
 from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
 from sumix_kernels.window import visible_frames
 from sumix_kernels.window_triton import windowed_rows
@@ -34,11 +35,6 @@ def chunk_summary(
 def broadcast_chunks(summary: Tensor, chunk_size: int | Tensor, num_frames: int) -> Tensor:
     size, sizes = split(chunk_size)
     return torch.ops.sumix.broadcast_chunks(summary, size, sizes, num_frames)
-
-
-def split(value: int | Tensor) -> tuple[int, Tensor | None]:
-    """An int, or one for each utterance, as the two arguments of an op."""
-    return (0, value.flatten()) if isinstance(value, Tensor) else (value, None)
 
 
 @torch.library.custom_op("sumix::chunk_summary", mutates_args=())

@@ -59,8 +59,10 @@ class Stream:
             ValueError: for samples that are not such (NaN, 2-D, another type), a change of rate, or after `finish`.
                 Nothing of a refused call is kept, and the stream goes on.
         """
-        before = list(self._tokens)
         self.features.accept(sample_rate, samples)
+        if not self.is_ready:
+            return None
+        before = list(self._tokens)
         while self.recognizer.decode([self]):
             pass
         return None if self._tokens == before else self.result()
