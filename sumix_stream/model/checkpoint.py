@@ -3,6 +3,7 @@
 An experiment directory holds::
 
     checkpoints/step-00001000/model.safetensors   weights and feature normalisation
+                              average.safetensors running average of the weights, where training keeps one
                               config.yaml         model configuration, vocabulary size
                               tokenizer.model     sentencepiece
                               ...                 what the trainer needs to go on (sumix_stream.train.state)
@@ -29,6 +30,7 @@ from sumix_stream.model.transducer import Transducer
 from sumix_stream.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
+AVERAGE = "average.safetensors"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 FORMAT = 1
@@ -55,9 +57,11 @@ def save_model(directory: Path, model: Transducer, tokenizer: Tokenizer, extra: 
     (directory / TOKENIZER).write_bytes(tokenizer.to_bytes())
 
 
-def load_model(path: str | Path) -> tuple[Transducer, Tokenizer]:
+def load_model(path: str | Path, *, averaged: bool = True) -> tuple[Transducer, Tokenizer]:
     """The model (on the CPU, in evaluation mode) and tokenizer of a checkpoint or experiment directory.
 
+    Args:
+        averaged: use the running average of the weights where the checkpoint has one.
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the others.
     """
@@ -70,18 +74,27 @@ def load_model(path: str | Path) -> tuple[Transducer, Tokenizer]:
             f"{directory / CONFIG} does not describe a model ({error}): {_other_copy(directory)}"
         ) from error
     model = build_model(config, vocab_size)
-    load_weights(model, directory)
+    load_weights(model, directory, averaged=averaged)
     return model, _load_tokenizer(directory, vocab_size)
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Copy the weights of a checkpoint directory into `model`, in place.
+def model_tensors(directory: Path, *, averaged: bool = True) -> dict[str, Tensor]:
+    """Weights and buffers of a checkpoint by name, on the CPU; the running average of weights where there is one.
+
+    Raises CheckpointError when a file is missing or damaged.
+    """
+    tensors, average = load_tensors(Path(directory) / WEIGHTS), Path(directory) / AVERAGE
+    return tensors | load_tensors(average) if averaged and average.is_file() else tensors
+
+
+def load_weights(model: nn.Module, directory: Path, *, averaged: bool = False) -> None:
+    """Copy the weights of a checkpoint directory into `model`, in place: those of its last step, or their average.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds other names or shapes than the model.
     """
     path = Path(directory) / WEIGHTS
-    saved, expected = load_tensors(path), model.state_dict()
+    saved, expected = model_tensors(directory, averaged=averaged), model.state_dict()
     faults = [f"{name} is missing" for name in expected if name not in saved]
     faults += [f"{name} is not in the model" for name in saved if name not in expected]
     faults += [
