@@ -1,5 +1,7 @@
 """LSTM predictor: the transducer's language side. B batch, U tokens, P channels."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,11 @@ class LstmPredictor(nn.Module):
         if self.training and self.token_dropout:
             hidden = torch.rand(past.shape[:2], device=past.device) < self.token_dropout
             past = past.masked_fill(hidden.unsqueeze(2), 0.0)
-        y, _ = self.lstm(self.dropout(past))
+        past = self.dropout(past)
+        # torch has no fp16 LSTM for the CPU: there this layer alone stays in fp32
+        in_fp32 = past.device.type == "cpu" and torch.get_autocast_dtype("cpu") == torch.float16
+        with torch.autocast("cpu", enabled=False) if in_fp32 else nullcontext():
+            y, _ = self.lstm(past)
         return self.dropout(y)
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:

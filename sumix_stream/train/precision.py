@@ -35,13 +35,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """A launched Fabric. Under torchrun the numbers of devices and nodes are torchrun's.
 
     Raises:
-        ValueError: the strategy is not one of `STRATEGIES`, or fp16 was asked for on a CPU, which has no fp16 LSTM.
+        ValueError: the strategy is not one of `STRATEGIES`.
     """
     if config.strategy not in STRATEGIES:
         raise ValueError(f"train.strategy must be one of {', '.join(STRATEGIES)}, got {config.strategy!r}")
     device_type = _device_type(config.accelerator)
-    if config.precision == "16-mixed" and device_type == "cpu":
-        raise ValueError("train.precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
     devices, num_nodes = config.devices, config.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])

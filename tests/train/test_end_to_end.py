@@ -95,7 +95,7 @@ def test_the_real_model_learns_resumes_and_loads(tmp_path, tokenizer):
     assert loaded_tokenizer.to_bytes() == tokenizer.to_bytes()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("per_utterance", [False, True], ids=["one context", "context each"])
 def test_the_real_model_trains_in_half_precision_and_mixed_contexts(tmp_path, tokenizer, precision, per_utterance):
     recipe = fake_recipe(tmp_path, max_steps=12, precision=precision)

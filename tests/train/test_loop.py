@@ -6,21 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
 from sumix_stream.model import checkpoint
 from sumix_stream.model.checkpoint import CheckpointError, resolve_checkpoint
 from sumix_stream.train.loop import DivergenceError, Trainer
-from sumix_stream.train.precision import AutocastPrecision, make_fabric
 
 
 def make(exp_dir, loader=None, validate=None, model=None, **train):
     recipe = fake_recipe(exp_dir, **train)
-    fabric = None
-    if recipe.train.precision == "16-mixed":  # refused on a CPU because of the LSTM; these models have none
-        fabric = Fabric(accelerator="cpu", devices=1, plugins=[AutocastPrecision("16-mixed", "cpu")])
-    return Trainer(recipe, model or FakeModel(), FakeTokenizer(), loader or FakeLoader(), validate, fabric)
+    return Trainer(recipe, model or FakeModel(), FakeTokenizer(), loader or FakeLoader(), validate)
 
 
 def metrics(exp_dir, key="loss"):
@@ -283,11 +278,6 @@ def test_empty_training_set_is_refused(tmp_path):
 def test_sharded_strategies_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train\.strategy must be one of auto, ddp"):
         make(tmp_path, strategy="fsdp")
-
-
-def test_fp16_on_a_cpu_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed"):
-        make_fabric(fake_recipe(tmp_path, precision="16-mixed").train)
 
 
 @pytest.mark.parametrize("name", ["chunk_size", "valid_chunk_size"])
