@@ -24,11 +24,15 @@ from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext, ChunkSampler
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import state as run_state
+from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.interrupt import Interrupts
-from sumix_stream.train.metrics import LOGGER, RunLog, StepBuffer, StepReport
+from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
+from sumix_stream.train.metrics import LOGGER, RunLog
+from sumix_stream.train.modules import ModuleProbe
 from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.state import TrainerState
+from sumix_stream.train.step import BatchBackward, Objective
 
 
 class Loader(Protocol):
@@ -111,13 +115,17 @@ class Trainer:
             DivergenceError: `train.max_bad_steps` steps in a row were skipped. The last checkpoint stays.
         """
         saved_recipe = None
+        self.model.to(self.fabric.device)
+        self._average = None if self.config.average == "none" else WeightAverage(self.model, self.config)
         if resume:
             saved_recipe = self._restore()
         elif self.fabric.is_global_zero:
             run_state.set_aside(self.exp_dir)
         self.fabric.barrier()
-        self._wrapped, self._fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self._wrapped, self._fabric_optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
+        self._backward = BatchBackward(self.fabric, self._wrapped, self.model, self.recipe)
         self._buffer = StepBuffer(self.fabric)
+        self._probe = ModuleProbe(self.model, self.config.clip_norm)
         self._log = RunLog(self.exp_dir, self.fabric, step=self.state.step, max_steps=self.config.max_steps)
         try:
             with Interrupts() as interrupts:
@@ -129,7 +137,7 @@ class Trainer:
 
     def _train(self, interrupts: Interrupts) -> None:
         config, state = self.config, self.state
-        batches = self._batches()
+        batches = self._buffer.timed(self._batches())
         self.model.train()
         while state.step < config.max_steps:
             self._step([next(batches) for _ in range(config.accumulate)])
@@ -157,7 +165,7 @@ class Trainer:
                     return
             if save:
                 self._save(self._wer if validating else None)
-                self._log.restart_clock()
+                self._buffer.restart_clock()
 
     def _step(self, batches: list[Batch]) -> None:
         """One update from one or more batches."""
@@ -168,40 +176,39 @@ class Trainer:
             group["lr"] = rate
         scales = loss_scales(state.step, self.recipe.loss)
         losses: list[TransducerLoss] = []
+        ids: list[str] = []
         for index, batch in enumerate(batches):
             context = self._context(state.step * config.accumulate + index, len(batch.ids))
             batch = batch.to(fabric.device)
-            with fabric.no_backward_sync(self._wrapped, enabled=index < len(batches) - 1):
-                loss: TransducerLoss = self._wrapped(
-                    batch.feats,
-                    batch.feat_lengths,
-                    batch.tokens,
-                    batch.token_lengths,
-                    context,
-                    scales,
-                    self.recipe.loss,
-                )
-                total = loss.total * torch.where(loss.total.isfinite(), 1.0, torch.nan)
-                fabric.backward(total / len(batches))
+            last = index == len(batches) - 1
+            loss, used = self._backward(batch, context, scales, share=1 / len(batches), sync=last, step=state.step + 1)
             losses.append(loss)
+            ids += used
         norm = fabric.clip_gradients(
             self._wrapped, self._fabric_optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
         )
         skipped = ~norm.isfinite()
         if config.precision != "16-mixed":  # there the gradient scaler sets it
             self.optimizer.found_inf = skipped.float()
+        watched = (state.step + 1) % config.log_interval == 0
+        if watched:
+            self._probe.before_update(norm)
         self._fabric_optimizer.step()
         self._fabric_optimizer.zero_grad()
         state.step += 1
+        if self._average is not None:
+            self._average.update(state.step)
         self._buffer.add(
             state.step,
             losses,
-            [name for batch in batches for name in batch.ids],
+            ids,
             grad_norm=norm,
             skipped=skipped,
             seconds=sum(batch.seconds for batch in batches),
             learning_rate=rate,
             context=_describe(context),
+            frames=feature_frames(batches),
+            modules=self._probe.after_update() if watched else None,
         )
 
     def _parse_context(self, name: str, left_context: int | None) -> ChunkContext:
@@ -270,12 +277,12 @@ class Trainer:
         if self.fabric.is_global_zero:
             self.model.eval()
             try:
-                with torch.no_grad():
+                with torch.no_grad(), self._average.applied() if self._average else nullcontext():
                     result = self.validate(self.model)
             finally:
                 self.model.train()
             wer = float(result.wer)
-            self._log.validation(self.state.step, wer, result.summary())
+            self._log.validation(self.state.step, result)
         self._wer = self.fabric.broadcast(wer)
 
     def _save(self, wer: float | None) -> None:
@@ -289,6 +296,7 @@ class Trainer:
                 self.recipe,
                 wer=wer,
                 precision=self.fabric.strategy.precision.state_dict(),
+                average=None if self._average is None else self._average.tensors(),
             )
         self.fabric.barrier()
 
@@ -297,8 +305,9 @@ class Trainer:
         directory = run_state.latest_checkpoint(self.exp_dir)
         if directory is None:
             return None
-        self.model.to(self.fabric.device)
         self.state, description = run_state.load_checkpoint(directory, self.model, self.optimizer)
+        if self._average is not None:
+            self._average.restore(run_state.load_average(directory))
         if description.get("precision"):
             self.fabric.strategy.precision.load_state_dict(description["precision"])
         self._wer = description.get("wer")
