@@ -222,7 +222,9 @@ class TrainConfig:
     final_lr_fraction: float = 0.05
     weight_decay: float = 0.01
     clip_norm: float = 5.0
-    accumulate: int = 1  # batches a step
+    accumulate: int = 1  # batches that each process takes for a step
+    step_batches: int | None = None  # batches of a step over all processes, however many; instead of accumulate
+    compress_gradients: bool = False  # several processes exchange gradients in bf16: half the bytes
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
     accelerator: str = "auto"
     devices: int = 1
@@ -246,7 +248,7 @@ class TrainConfig:
         _require_chunk_size(self, "chunk_size", ("full", "dynamic"))
         _require_chunk_size(self, "valid_chunk_size", ("full",))
         _require_range(self, "max_steps accumulate devices num_nodes log_interval valid_interval save_interval", 1)
-        _require_range(self, "keep_best keep_last max_bad_steps", 1)
+        _require_range(self, "step_batches keep_best keep_last max_bad_steps", 1)
         _require_choice(self, "average", ("none", "ema", "growing"))
         _require_range(self, "ema_decay", 0, 1, open_ends=True)
         _require(self, "average_age", 0 < self.average_age <= 0.5, "above 0 and at most 0.5 (all steps alike)")
