@@ -21,8 +21,10 @@ from sumix_stream.tokenizer import Tokenizer
 
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.yaml"
-KEEP_LAST = 2  # should the last one be damaged, the one before it serves
-_OUTPUTS = ("checkpoints", "best.txt", "last.txt", "metrics.jsonl", "train.log", "tensorboard")
+_OUTPUTS = (
+    *("checkpoints", "best.txt", "last.txt", "metrics.jsonl", "runs.jsonl", "valid.json", "train.log", "tensorboard"),
+    *("pictures", "report.html"),
+)
 
 
 @dataclass
@@ -46,11 +48,12 @@ def save_checkpoint(
     *,
     wer: float | None = None,
     precision: dict[str, Any] | None = None,
+    average: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, point `last` at it and `best` at the best, and remove those not kept.
 
-    Kept are the last two and the `train.keep_best` of lowest validation error rate `wer`. A step already saved is left
-    as it is.
+    Kept are the last `train.keep_last` and the `train.keep_best` of lowest validation error rate `wer`. A step already
+    saved is left as it is. `average` is the running average of the weights, by name.
 
     Raises:
         CheckpointError: it could not be written; the earlier ones are intact.
@@ -60,6 +63,8 @@ def save_checkpoint(
     def write(directory: Path) -> None:
         checkpoint.save_model(directory, model, tokenizer, extra={"step": state.step, "wer": wer})
         checkpoint.save_tensors(directory / OPTIMIZER, optimizer_tensors(model, optimizer))
+        if average is not None:
+            checkpoint.save_tensors(directory / checkpoint.AVERAGE, average)
         description = {"state": asdict(state), "wer": wer, "precision": precision or {}, "recipe": to_dict(recipe)}
         checkpoint.save_yaml(directory / TRAINER, description)
 
@@ -70,7 +75,7 @@ def save_checkpoint(
     if best:
         checkpoint.point(exp_dir, "best", best[0][1])
     saved = checkpoint.step_directories(exp_dir)
-    for step in set(saved) - set(sorted(saved)[-KEEP_LAST:]) - {step for _, step in best}:
+    for step in set(saved) - set(sorted(saved)[-recipe.train.keep_last :]) - {step for _, step in best}:
         shutil.rmtree(saved[step])
     return path
 
@@ -94,6 +99,12 @@ def load_checkpoint(
     path = directory / OPTIMIZER
     load_optimizer_tensors(model, optimizer, checkpoint.load_tensors(path), path)
     return state, description
+
+
+def load_average(directory: Path) -> dict[str, Tensor] | None:
+    """The running average of the weights that a checkpoint holds, by name; None when it holds none."""
+    path = directory / checkpoint.AVERAGE
+    return checkpoint.load_tensors(path) if path.is_file() else None
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
