@@ -31,7 +31,8 @@ setup(
         "kaldi-native-fbank>=1.20",  # the filter bank
         "soundfile>=0.12",  # reads WAV, FLAC, Opus, MP3
         "sentencepiece>=0.2",  # tokenizer
-        "lhotse>=1.27",  # manifests, bucketing samplers, LibriSpeech preparation
+        "lhotse>=1.27",  # manifests, Shar, reading and perturbing audio, LibriSpeech preparation
+        "filelock>=3.12",  # one of many processes indexes a manifest (torch brings it too)
         "urllib3>=1.26",  # lhotse 1.33 imports it without asking for it
         "lightning-fabric>=2.4",  # device, precision and strategy of a training run
         "pyyaml>=6.0",  # recipes and checkpoint configurations

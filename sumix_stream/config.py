@@ -182,9 +182,10 @@ class DataConfig:
 
     train_cuts: tuple[str, ...] = _path(())  # Lhotse cut manifests, jsonl.gz
     valid_cuts: tuple[str, ...] = _path(())  # none = no validation
-    max_duration: float = 120.0  # seconds of audio in a batch
-    num_buckets: int = 10
-    bucket_buffer: int = 10_000  # cuts held for bucketing and shuffling
+    max_duration: float = 120.0  # seconds of audio in a batch, padding included
+    max_lattice: int | None = None  # cells: encoder frames x (tokens + 1), padded, of all utterances of a batch
+    max_cuts: int | None = None  # utterances in a batch
+    num_buckets: int = 10  # of similar length, out of which batches are drawn
     num_workers: int = 0
     min_utterance: float = 0.1
     max_utterance: float = 30.0
@@ -193,8 +194,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, "max_duration", 0, open_ends=True)
-        _require_range(self, "num_buckets", 1)
-        _require_range(self, "bucket_buffer", self.num_buckets)
+        _require_range(self, "max_lattice max_cuts num_buckets", 1)
         _require_range(self, "num_workers min_utterance", 0)
         _require_range(self, "max_utterance", self.min_utterance, open_ends=True)
         allowed = "factors between 0.5 and 2"

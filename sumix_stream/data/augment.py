@@ -1,11 +1,7 @@
-"""Augmentation that depends on nothing but the seeds it is given: SpecAugment and speed perturbation."""
-
-import zlib
-from collections.abc import Sequence
+"""Augmentation of features that depends on nothing but the generator it is given: SpecAugment."""
 
 import torch
 import torch.nn.functional as F
-from lhotse.cut import Cut
 from torch import Tensor
 
 from sumix_stream.config import SpecAugmentConfig
@@ -64,19 +60,3 @@ def _masks(number: int, max_width: Tensor, extent: Tensor, size: int, generator:
     start = (draws[1] * (extent[:, None, None] - width + 1)).long()
     position = torch.arange(size)
     return ((position >= start) & (position < start + width)).any(1)
-
-
-class SpeedPerturb:
-    """A random speed for each cut and epoch: one of `factors` or 1, equally likely, decided by (seed, epoch, id)."""
-
-    def __init__(self, factors: Sequence[float], seed: int, epoch: int):
-        for factor in factors:
-            if not 0.5 <= factor <= 2:
-                raise ValueError(f"data.speed_perturb has {factor}; factors lie in 0.5 to 2")
-        self.factors = (1.0, *(factor for factor in factors if factor != 1.0))
-        self.seed, self.epoch = seed, epoch
-
-    def __call__(self, cut: Cut) -> Cut:
-        draw = zlib.crc32(f"{self.seed} {self.epoch} {cut.id}".encode())
-        factor = self.factors[draw % len(self.factors)]
-        return cut if factor == 1.0 else cut.perturb_speed(factor)

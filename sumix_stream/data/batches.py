@@ -4,36 +4,42 @@ B utterances, T0 feature frames (10 ms), U tokens.
 """
 
 import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler
-from lhotse.dataset.sampling.base import TimeConstraint
-from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sumix_stream.config import DataConfig
-from sumix_stream.data.augment import SpecAugment, SpeedPerturb
+from sumix_stream.data.augment import SpecAugment
 from sumix_stream.data.cuts import (
     SAMPLE_RATE,
     CutFilter,
     ManifestError,
     UtteranceError,
     cut_text,
-    load_cuts,
     load_samples,
+)
+from sumix_stream.data.index import CutIndex
+from sumix_stream.data.plan import (
+    Arrange,
+    EpochPlan,
+    Lengths,
+    Piece,
+    make_plan,
+    one_cut_each,
+    samples_of,
+    usable_cuts,
 )
 from sumix_stream.features import BatchFbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 
+MAX_LOST = 100  # batches in a row of which nothing can be read, before the run ends
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +47,7 @@ log = logging.getLogger(__name__)
 class Batch:
     """Utterances padded with zeros to the longest."""
 
-    index: int  # of this batch in its epoch: an epoch goes on after it with `skip=index + 1`
+    index: int  # of this batch in its rank's epoch, which goes on after it with `skip=index + 1`
     feats: Tensor  # (B, T0, 80) float32
     feat_lengths: Tensor  # (B,) int64, frames
     tokens: Tensor  # (B, U) int64
@@ -65,10 +71,21 @@ class Batch:
 
 
 class TrainLoader:
-    """Training batches in random order; batch n of an epoch depends on (seed, epoch, n) and the rank, nothing else.
+    """Training batches in random order.
 
-    Utterances of similar length are batched (Lhotse's DynamicBucketingSampler); cuts that cannot be trained on are
-    left out by name (`CutFilter`), and so are utterances whose audio turns out to be unusable.
+    Batch n of a rank is a function of (seed, epoch, n), the rank and what all ranks take for a step: batch n of rank r
+    of W is batch n W + r of one process that accumulates W. An epoch is planned from an index of the manifests
+    (`CutIndex`, `make_plan`), so it can begin anywhere at once. Every rank gets as many batches, of similar length in
+    each step. Cuts that cannot be trained on are left out by name (`CutFilter`), and so are utterances whose audio
+    turns out to be unusable.
+
+    Args:
+        cuts: a CutSet or manifests. Cuts that `load_cuts` did not read are held in memory.
+        accumulate: batches that a rank takes for a step.
+        arrange: joins cuts to longer utterances.
+
+    Raises:
+        ManifestError: no cut is left to train on, or a manifest is damaged.
     """
 
     def __init__(
@@ -81,128 +98,154 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
+        arrange: Arrange = one_cut_each,
     ):
-        """Every rank of `world_size` gets as many batches of an epoch as every other. `cuts`: a CutSet or manifests."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 to world_size - 1 = {world_size - 1}, got {rank}")
-        if config.max_duration <= 0 or config.num_workers < 0:
-            raise ValueError(
-                "data.max_duration must be above 0 and data.num_workers at least 0, got "
-                f"{config.max_duration} and {config.num_workers}"
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1 batch, got {accumulate}")
+        self.config, self.tokenizer, self.timebase, self.seed = config, tokenizer, timebase, seed
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self._arrange = arrange
+        self._index = CutIndex(cuts, tokenizer)
+        duration, num_tokens, speaker = self._index.columns
+        kept = usable_cuts(config, timebase, duration, num_tokens)
+        if rank == 0:
+            judge = CutFilter(config, tokenizer, timebase)
+            for number in np.flatnonzero(~kept):
+                cut = self._index.read(int(number))
+                assert not judge(cut), cut.id  # it says why
+        if not kept.any():
+            raise ManifestError("no cut is left to train on; see the log for each one's reason")
+        self._usable = np.flatnonzero(kept)
+        samples = samples_of(timebase, duration[kept])
+        self._lengths = Lengths(samples, num_tokens[kept].astype(np.int64), speaker[kept])
+        self._plan: EpochPlan | None = None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The batches of an epoch, of all ranks."""
+        if self._plan is None or self._plan.epoch != epoch:
+            self._plan = make_plan(
+                self.config,
+                self.timebase,
+                self._usable,
+                self._lengths,
+                self._arrange,
+                seed=self.seed,
+                epoch=epoch,
+                step_batches=self.world_size * self.accumulate,
             )
-        self.config, self.tokenizer, self.seed = config, tokenizer, seed
-        self.rank, self.world_size = rank, world_size
-        self._cuts = cuts if isinstance(cuts, CutSet) else load_cuts(cuts)
-        self._filter = CutFilter(config, tokenizer, timebase)
-        self._duration_bins: list[float] | None = None
+            if self._plan.repeated and self.rank == 0:
+                log.warning(
+                    "epoch %d: %d utterances come twice, so that each of %d ranks has %d for a step",
+                    *(epoch, self._plan.repeated, self.world_size, self.accumulate),
+                )
+        return self._plan
 
     def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Batches `skip`, `skip + 1`, ... of an epoch; those before are drawn but their audio is not read.
+        """Batches `skip`, `skip + 1`, ... of an epoch; nothing of those before is read.
+
+        A batch of which no utterance can be read is replaced by the one that follows it in the plan.
 
         Raises:
-            ManifestError: no cut is left to train on, or a manifest is damaged.
+            UtteranceError: `MAX_LOST` batches in a row cannot be read, or all.
+            ManifestError: a manifest was changed or damaged meanwhile.
         """
-        make = _BatchMaker(self.config, self.tokenizer, (self.seed, epoch, self.rank))
-        numbered = islice(enumerate(self._sampler(epoch)), skip, None)
+        plan = self.plan(epoch)
+        make = _BatchMaker(self, plan)
+        numbers = range(skip, len(plan) // self.world_size)
         if self.config.num_workers == 0:
-            return self._usable(map(make.__getitem__, numbered))
+            return _raised(map(make.__getitem__, numbers))
         loader = DataLoader(
             make,
-            sampler=numbered,  # DataLoader only iterates it
+            sampler=numbers,  # DataLoader only iterates it
             batch_size=None,
             num_workers=self.config.num_workers,
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # whose draw nothing here uses: the run's own generator stays as it is
         )
-        return self._usable(loader)
+        return _raised(iter(loader))
 
-    def _usable(self, batches: Iterable[Batch | None]) -> Iterator[Batch]:
-        """Leave out batches of which no utterance could be read. Ranks must stay in step, so with several ranks
-        a neighbouring batch is given again in its place."""
-        owed, batch = 0, None
-        for made in batches:
-            if made is None:
-                owed += self.world_size > 1
-                continue
-            batch = made
-            yield batch
-            for _ in range(owed):
-                yield batch
-            owed = 0
-        if owed and batch is None:
-            raise UtteranceError("no utterance of this epoch could be read; see the log for each one's reason")
-        for _ in range(owed):
-            yield batch
-
-    def _sampler(self, epoch: int) -> DynamicBucketingSampler:
-        if self._duration_bins is None:
-            self._duration_bins = self._estimate_bins()
-        speed = SpeedPerturb(self.config.speed_perturb, self.seed, epoch)
-        cuts = self._cuts.map(speed) if len(speed.factors) > 1 else self._cuts
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
-            sampler = DynamicBucketingSampler(
-                cuts.filter(self._filter),
-                max_duration=self.config.max_duration,
-                duration_bins=self._duration_bins,
-                buffer_size=self.config.bucket_buffer,
-                shuffle=True,
-                seed=self.seed,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-        sampler.set_epoch(epoch)
-        return sampler
-
-    def _estimate_bins(self) -> list[float]:
-        """Durations (seconds) between the buckets, from the first cuts that can be trained on."""
-        first = list(islice(self._cuts.filter(self._filter), self.config.bucket_buffer))
-        if not first:
-            raise ManifestError("no cut is left to train on; see the log for each one's reason")
-        num_buckets = min(self.config.num_buckets, len(first) // 2)
-        if num_buckets < 2:
-            return [max(cut.duration for cut in first)]
-        constraint = TimeConstraint(max_duration=self.config.max_duration)
-        return estimate_duration_buckets(first, num_buckets=num_buckets, constraint=constraint)
+    def worst_batches(self, number: int = 1, epoch: int = 0) -> list[Batch]:
+        """Batches of an epoch that ask for the most memory (`EpochPlan.worst`), of all ranks: the same on each."""
+        plan = self.plan(epoch)
+        make = _BatchMaker(self, plan)
+        return list(_raised(make.batch(index) for index in plan.worst(number)))
 
 
 class _BatchMaker(Dataset):
-    """(index, cuts) -> Batch; None when no utterance could be read. Runs in the workers."""
+    """Number of a rank's batch -> Batch, or the error that ends the run. Runs in the workers."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, seeds: tuple[int, int, int]):
-        self.tokenizer, self.seeds = tokenizer, seeds
+    def __init__(self, loader: TrainLoader, plan: EpochPlan):
+        config = loader.config
+        self.index, self.plan, self.tokenizer = loader._index, plan, loader.tokenizer
+        self.rank, self.world_size = loader.rank, loader.world_size
+        self.seeds = (loader.seed, plan.epoch)
         self.fbank = BatchFbank()
         self.spec_augment = None if config.spec_augment is None else SpecAugment(config.spec_augment)
 
-    def __getitem__(self, item: tuple[int, CutSet]) -> Batch | None:
-        index, cuts = item
-        kept, waveforms = [], []
-        for cut in cuts:
+    def __getitem__(self, number: int) -> Batch | Exception:
+        return self.batch(number * self.world_size + self.rank)
+
+    def batch(self, index: int) -> Batch | Exception:
+        """Batch `index` of all ranks' or, where nothing of it can be read, of the next one that can."""
+        tries = min(MAX_LOST, len(self.plan))
+        try:
+            for other in range(index, index + tries):
+                utterances = [self._read(pieces) for pieces in self.plan.batch(other % len(self.plan))]
+                if any(utterances):
+                    return self._batch(index, [utterance for utterance in utterances if utterance is not None])
+        except ManifestError as error:
+            return error
+        return UtteranceError(f"no utterance of {tries} batches in a row could be read; see the log for each's reason")
+
+    def _read(self, pieces: list[Piece]) -> tuple[str, str, np.ndarray] | None:
+        """Id, text and samples (S,) of an utterance, without those of its cuts that cannot be read."""
+        ids, texts, parts = [], [], []
+        for piece in pieces:
+            cut = self.index.read(piece.cut)
+            if piece.speed != 1.0 and cut.has_recording:
+                cut = cut.perturb_speed(piece.speed)
             try:
-                waveforms.append(torch.from_numpy(load_samples(cut)))
-                kept.append(cut)
+                parts.append(load_samples(cut))
             except UtteranceError as error:
                 log.warning("left out of its batch: %s", error)
-        if not kept:
-            return None
+                continue
+            if piece.pause:
+                parts.append(np.zeros(piece.pause, np.float32))
+            ids.append(cut.id)
+            texts.append(cut_text(cut))
+        return ("+".join(ids), " ".join(texts), np.concatenate(parts)) if ids else None
+
+    def _batch(self, index: int, utterances: list[tuple[str, str, np.ndarray]]) -> Batch:
+        ids, texts, waveforms = map(list, zip(*utterances, strict=True))
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
         feats, feat_lengths = self.fbank(padded, num_samples)
         if self.spec_augment is not None:
             state = np.random.SeedSequence([*self.seeds, index]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
             feats = self.spec_augment(feats, feat_lengths, generator)
-        texts = [cut_text(cut) for cut in kept]
         tokens = [torch.tensor(self.tokenizer.encode(text)) for text in texts]
         return Batch(
-            index=index,
+            index=index // self.world_size,
             feats=feats,
             feat_lengths=feat_lengths,
             tokens=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
             token_lengths=torch.tensor([len(t) for t in tokens]),
-            ids=[cut.id for cut in kept],
+            ids=ids,
             texts=texts,
             seconds=int(num_samples.sum()) / SAMPLE_RATE,
         )
+
+
+def _raised(made: Iterator[Batch | Exception]) -> Iterator[Batch]:
+    """Batches, until one is an error: workers hand them over whole, DataLoader would wrap them in their traceback."""
+    for batch in made:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _one_thread(worker_id: int) -> None:

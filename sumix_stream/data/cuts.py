@@ -57,13 +57,14 @@ class _Manifests:
                 number += 1
         except (OSError, EOFError, AssertionError, KeyError, TypeError, ValueError, tarfile.TarError) as error:
             raise ManifestError(
-                f"{path}: damaged after {number} cuts ({type(error).__name__}: {error}); {_remedy(path)}"
+                f"{path}: damaged after {number} cuts ({type(error).__name__}: {error}); {remedy(path)}"
             ) from error
         if number == 0:
-            raise ManifestError(f"{path}: no cuts in it; {_remedy(path)}")
+            raise ManifestError(f"{path}: no cuts in it; {remedy(path)}")
 
 
-def _remedy(path: Path) -> str:
+def remedy(path: Path) -> str:
+    """What to do about a damaged manifest."""
     recipe = path.parent.parent
     prepare = recipe / "prepare"
     return f"make it again with {prepare}" if prepare.exists() else "make it again with the recipe's prepare"
@@ -75,6 +76,14 @@ def load_cuts(paths: str | Path | Sequence[str | Path]) -> CutSet:
     Raises:
         ManifestError: a file is missing or holds no cuts; a damaged one raises where its damage is met.
     """
+    paths = manifest_paths(paths)
+    for path in paths:
+        next(_Manifests._read(path))
+    return CutSet(_Manifests(paths))
+
+
+def manifest_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One or several manifests as a list; raises ManifestError for one that is missing or of no known kind."""
     paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not paths:
         raise ManifestError("no cut manifests given; set data.train_cuts and data.valid_cuts")
@@ -82,14 +91,18 @@ def load_cuts(paths: str | Path | Sequence[str | Path]) -> CutSet:
         if path.is_dir():
             if not any(path.glob("cuts.*")):
                 raise ManifestError(
-                    f"{path}: a folder of cuts holds cuts.000000.jsonl.gz (Lhotse Shar); {_remedy(path)}"
+                    f"{path}: a folder of cuts holds cuts.000000.jsonl.gz (Lhotse Shar); {remedy(path)}"
                 )
         elif not path.name.endswith((".jsonl", ".jsonl.gz")):
             raise ManifestError(f"{path}: a cut manifest is a .jsonl or .jsonl.gz file, or a folder in Shar format")
         elif not path.is_file():
-            raise ManifestError(f"{path}: no such cut manifest; {_remedy(path)}")
-        next(_Manifests._read(path))
-    return CutSet(_Manifests(paths))
+            raise ManifestError(f"{path}: no such cut manifest; {remedy(path)}")
+    return paths
+
+
+def manifests_of(cuts: CutSet) -> list[Path] | None:
+    """The manifests that `load_cuts` made this CutSet of; None: it comes from elsewhere, or was changed since."""
+    return list(cuts.data.paths) if isinstance(cuts.data, _Manifests) else None
 
 
 def cut_text(cut: Cut) -> str:

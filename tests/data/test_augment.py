@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from data.trees import write_cuts_and_tokenizer
 
 from sumix_stream.config import SpecAugmentConfig
-from sumix_stream.data.augment import MAX_TIME_SHARE, SpecAugment, SpeedPerturb
+from sumix_stream.data.augment import MAX_TIME_SHARE, SpecAugment
 
 NONE = SpecAugmentConfig(num_time_masks=0, num_freq_masks=0)
 
@@ -69,17 +68,3 @@ def test_time_warp_moves_frames_and_keeps_short_utterances():
     for b in (0, 1):
         warped = out[b, : lengths[b], 0]
         assert (warped.diff() > -1e-3).all() and 1 < (warped - ramp[b, : lengths[b], 0]).abs().max() <= 31
-
-
-def test_speed_depends_on_seed_epoch_and_id(tmp_path):
-    cuts, _, _ = write_cuts_and_tokenizer(tmp_path, [0.5] * 40)
-    drawn = [[SpeedPerturb((0.9, 1.1), 5, epoch)(cut).duration for cut in cuts] for epoch in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert {round(0.5 / duration, 2) for duration in drawn[0]} == {0.9, 1.0, 1.1}
-    slow = next(cut for cut in map(SpeedPerturb((0.9,), 5, 0), cuts) if cut.duration > 0.5)
-    assert slow.load_audio().shape == (1, slow.num_samples)
-
-
-def test_impossible_speed_is_refused():
-    with pytest.raises(ValueError, match=r"speed_perturb has 90"):
-        SpeedPerturb((90,), 0, 0)

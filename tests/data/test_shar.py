@@ -53,7 +53,7 @@ def test_written_once_and_gone_on_with(tree):
 
 def test_training_on_shards_is_training_on_files(tree):
     _, manifest, tokenizer, folder = tree
-    config = DataConfig(max_duration=2.0, num_buckets=2, bucket_buffer=10, speed_perturb=(0.9,))
+    config = DataConfig(max_duration=2.0, num_buckets=2, speed_perturb=(0.9,))
     for num_workers in (0, 1):
         config = replace(config, num_workers=num_workers)
         batches = [
