@@ -67,7 +67,7 @@ def _log_mel_block(samples: Tensor) -> Tensor:
     # A window's first sample has no predecessor to be emphasised by, but the Hann window is zero there.
     emphasised = F.pad(samples[:, 1:] - _PREEMPHASIS * samples[:, :-1], (1, 0))
     spectrum = torch.fft.rfft(emphasised.unfold(1, _LENGTH, _SHIFT) * window, n=_FFT)
-    power = torch.view_as_real(spectrum).square_().sum(-1).to(filters.dtype)
+    power = (spectrum.real.square() + spectrum.imag.square()).to(filters.dtype)  # a sum over pairs would be slow
     with torch.autocast(samples.device.type, enabled=False):  # which would take this product in half precision
         return (power @ filters).clamp_min_(_FLOOR).log_()
 
