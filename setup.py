@@ -21,7 +21,7 @@ setup(
         *(f"sumix_kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"sumix_kernels": "kernels"},
-    package_data={"sumix_stream.serve": ["page.html", "PROTOCOL.md"]},
+    package_data={"sumix_stream.serve": ["page/*", "PROTOCOL.md"]},
     # Ranges say what ought to work; constraints.txt pins what bin/demo and bin/test install and what is tested.
     install_requires=[
         "torch>=2.6",  # networks, autograd

@@ -21,8 +21,12 @@ _BASE_HEADERS = {
 
 @functools.cache
 def page() -> str:
-    """The browser's page: one file with everything in it."""
-    return resources.files("sumix_stream.serve").joinpath("page.html").read_text(encoding="utf-8")
+    """The browser's page: one document with its style and its script in it."""
+    folder = resources.files("sumix_stream.serve").joinpath("page")
+    html, style, script = (
+        folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    return html.replace("<style>page.css<", f"<style>\n{style}<").replace("<script>page.js<", f"<script>\n{script}<")
 
 
 @functools.cache

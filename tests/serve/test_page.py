@@ -1,21 +1,18 @@
 """The browser's page: one file, no asset from elsewhere, and the protocol's own constants."""
 
-import asyncio
 import base64
 import hashlib
-import json
 import re
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
-from conftest import ROOT
-from serving import PCM, expected, run, serving
+from serving import run, serving
 from websockets.asyncio.client import connect
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 
+from sumix_stream.audio import MAX_RATE, MIN_RATE
 from sumix_stream.serve import protocol
 from sumix_stream.serve.http import page, page_policy
 
@@ -64,10 +61,10 @@ def test_its_constants_are_the_protocol_s():
     constants = dict(re.findall(r'([A-Z_]+) = "?([\w/.]+)"?[,;]', script()))
     assert constants["PATH"] == protocol.PATH
     assert int(constants["PROTOCOL"]) == protocol.VERSION
-    assert constants["FORMAT"] in protocol.DTYPES
-    assert 4_000 <= int(constants["FILE_RATE"]) <= 192_000
+    assert {constants["LIVE_FORMAT"], constants["FILE_FORMAT"]} <= protocol.DTYPES.keys()
+    assert MIN_RATE <= int(constants["FILE_RATE"]) <= MAX_RATE
     for kind in ("ready", "final", "done", "error", "progress"):
-        assert f'message.type === "{kind}"' in script() or f'message.type !== "{kind}"' in script()
+        assert f'message.type === "{kind}"' in script()
     for kind in ("start", "end"):
         assert f'type: "{kind}"' in script()
 
@@ -75,7 +72,6 @@ def test_its_constants_are_the_protocol_s():
 def test_it_can_be_used_without_eyes_and_on_phones():
     text = page()
     assert '<html lang="en">' in text and 'name="viewport"' in text
-    assert 'role="log" aria-live="polite"' in text and 'role="status"' in text and 'role="alert"' in text
     ids = set(re.findall(r'\sid="(\w+)"', text))
     assert set(re.findall(r'\$\("(\w+)"\)', script())) <= ids
     assert set(re.findall(r'\sfor="(\w+)"', text)) <= ids
@@ -90,32 +86,3 @@ def test_the_script_is_well_formed(tmp_path):
     for name in ("page.js", "worklet.js"):
         done = subprocess.run(["node", "--check", name], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
-@pytest.mark.parametrize("way", ["file", "microphone"])
-def test_the_script_streams_and_shows_what_the_server_says(way, tmp_path):
-    """In node, with as much of a browser as the script touches."""
-    (tmp_path / "page.js").write_text(script())
-    (PCM / np.float32(32768)).astype("<f4").tofile(tmp_path / "audio.f32")
-    harness = ROOT / "tests" / "serve" / "page_in_node.mjs"
-
-    async def test():
-        async with serving() as (_, port):
-            process = await asyncio.create_subprocess_exec(
-                *("node", "--experimental-websocket", harness),
-                *("page.js", f"http://127.0.0.1:{port}/", "audio.f32", way),
-                cwd=tmp_path,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            return *(await process.communicate()), process.returncode
-
-    out, err, code = run(test)
-    if b"bad option" in err:
-        pytest.skip("this node has no WebSocket")
-    assert code == 0, err.decode()
-    shown = json.loads(out)
-    assert shown["lines"] == [hypothesis.text for hypothesis in expected(PCM) if hypothesis.tokens]
-    assert (shown["fault"], shown["partial"]) == ("", "") and shown["state"].startswith("Done: 4.0 s")
-    assert (way == "file") == (shown["latency"] == "")
