@@ -91,7 +91,7 @@ def read_start(message: dict) -> AudioFormat:
 def result(
     kind: str, segment: int, decoded: float, hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float
 ) -> str:
-    """A `partial` or `final` message; `decoded` is how many seconds of audio it has heard."""
+    """A `partial` or `final` message, the latter with its tokens; `decoded`: seconds of audio that have been heard."""
     words = [
         {
             "text": word.text,
@@ -101,12 +101,17 @@ def result(
         }
         for word in words_of(hypothesis, tokenizer, frame_seconds)
     ]
+    tokens = {
+        "tokens": [tokenizer.piece(token) for token in hypothesis.tokens],
+        "timestamps": [round(time, 3) for time in hypothesis.timestamps],
+    }
     return dump(
         type=kind,
         segment=segment,
         decoded=round(decoded, 3),
         text=hypothesis.text,
         words=words,
+        **(tokens if kind == "final" else {}),
     )
 
 
