@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,11 +53,11 @@ class TextSource:
         if self.path.suffix != ".gz":
             offset = 0
             for line, cut in _cuts(self.path):
-                if cut is not None:
-                    yield cut, Located(offset, len(line))
+                yield cut, Located(offset, len(line))
                 offset += len(line)
-            return
-        yield from _copied(_cuts(self.path), folder)
+        else:
+            located = ((line, cut, Located(0, len(line))) for line, cut in _cuts(self.path))
+            yield from _copied(located, folder)
 
     def open(self, folder: Path, located: Located) -> None:
         """Read from now on by what `survey` found, with the copy that it left in `folder`."""
@@ -88,7 +88,7 @@ class SharSource(TextSource):
     def survey(self, folder: Path) -> Iterator[tuple[Cut, Located]]:
         yield from _copied(self._survey(), folder)
 
-    def _survey(self) -> Iterator[tuple[bytes, Cut | None, Located]]:
+    def _survey(self) -> Iterator[tuple[bytes, Cut, Located]]:
         manifests, tars = self._shards("cuts", ".jsonl"), self._shards("recording", ".tar")
         if tars and len(tars) != len(manifests):
             raise ManifestError(
@@ -98,7 +98,7 @@ class SharSource(TextSource):
             members = _members(tars[shard]) if tars else None
             for number, (line, cut) in enumerate(_cuts(manifest), 1):
                 where = Located(0, len(line), shard)
-                if cut is not None and members is not None:
+                if members is not None:
                     name, *where_audio = next(members, (None,))
                     if name != cut.id:
                         raise ManifestError(
@@ -143,14 +143,14 @@ class _File:
         return _File, (self.path,)  # a worker that was not forked opens its own
 
 
-def _cuts(path: Path) -> Iterator[tuple[bytes, Cut | None]]:
-    """Lines of a file of cuts, line ends included, each with its cut; blank lines have none."""
+def _cuts(path: Path) -> Iterator[tuple[bytes, Cut]]:
+    """Lines of a file of cuts, line ends included, each with its cut."""
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                cut = deserialize_item(json.loads(line)) if line.strip() else None
-                if cut is not None and not isinstance(cut, Cut):
+                cut = deserialize_item(json.loads(line))
+                if not isinstance(cut, Cut):
                     raise ValueError(f"a {type(cut).__name__}, not a cut")
                 yield line, cut
                 number += 1
@@ -158,14 +158,12 @@ def _cuts(path: Path) -> Iterator[tuple[bytes, Cut | None]]:
         raise ManifestError(f"{path}, line {max(number, 1)}: damaged ({_say(error)}); {remedy(path)}") from error
 
 
-def _copied(lines: Iterator[Sequence], folder: Path) -> Iterator[tuple[Cut, Located]]:
+def _copied(lines: Iterator[tuple[bytes, Cut, Located]], folder: Path) -> Iterator[tuple[Cut, Located]]:
     """Cuts while their lines are copied to `folder`, where they lie."""
     with open(folder / "cuts.jsonl", "wb") as copy:
-        for line, cut, *where in lines:
-            if cut is not None:
-                located = where[0] if where else Located(0, len(line))
-                yield cut, located._replace(line=copy.tell())
-                copy.write(line)
+        for line, cut, located in lines:
+            yield cut, located._replace(line=copy.tell())
+            copy.write(line)
         copy.flush()
         os.fsync(copy.fileno())
 
