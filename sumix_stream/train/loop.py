@@ -6,7 +6,6 @@ gradient of its process into nan, and the averaging of gradients spreads it, so 
 without a word more between them.
 """
 
-import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from sumix_stream.nn.chunking import ChunkContext, ChunkSampler
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import state as run_state
 from sumix_stream.train.averaging import WeightAverage
+from sumix_stream.train.division import FrameShares, batches_per_process, dropout_seed
 from sumix_stream.train.interrupt import Interrupts
 from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
@@ -92,6 +92,7 @@ class Trainer:
         self.loader = loader
         self.validate = validate
         self.fabric = fabric or make_fabric(config)
+        self._accumulate = batches_per_process(config, self.fabric.world_size)
         self.model = model
         self.peak_rate = config.learning_rate or default_learning_rate(recipe.model.encoder.dim)
         self._contexts = self._fixed_context = None
@@ -140,7 +141,7 @@ class Trainer:
         batches = self._buffer.timed(self._batches())
         self.model.train()
         while state.step < config.max_steps:
-            self._step([next(batches) for _ in range(config.accumulate)])
+            self._step([next(batches) for _ in range(self._accumulate)])
             self._log.advance()
             done = state.step == config.max_steps
             validating = self.validate is not None and (done or state.step % config.valid_interval == 0)
@@ -170,18 +171,21 @@ class Trainer:
     def _step(self, batches: list[Batch]) -> None:
         """One update from one or more batches."""
         config, state, fabric = self.config, self.state, self.fabric
-        torch.manual_seed(step_seed(config.seed, state.step, fabric.global_rank))
         rate = learning_rate_at(state.step, self.peak_rate, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scales = loss_scales(state.step, self.recipe.loss)
+        shares = FrameShares(batches, self.model.timebase, fabric)
         losses: list[TransducerLoss] = []
         ids: list[str] = []
         for index, batch in enumerate(batches):
-            context = self._context(state.step * config.accumulate + index, len(batch.ids))
+            number = index * fabric.world_size + fabric.global_rank
+            torch.manual_seed(dropout_seed(config.seed, state.step, number))
+            context = self._context(state.step, len(batch.ids))
             batch = batch.to(fabric.device)
             last = index == len(batches) - 1
-            loss, used = self._backward(batch, context, scales, share=1 / len(batches), sync=last, step=state.step + 1)
+            share = shares.of(index)
+            loss, used = self._backward(batch, context, scales, share=share, sync=last, step=state.step + 1)
             losses.append(loss)
             ids += used
         norm = fabric.clip_gradients(
@@ -217,22 +221,23 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"train.{name}: {error}") from None
 
-    def _context(self, draw: int, batch_size: int) -> ChunkContext:
-        return self._fixed_context if self._contexts is None else self._contexts.draw(draw, batch_size)
+    def _context(self, step: int, batch_size: int) -> ChunkContext:
+        return self._fixed_context if self._contexts is None else self._contexts.draw(step, batch_size)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches without end, from where the state stands, which moves on with each."""
         state = self.state
         while True:
-            first, seconds = state.batch, 0.0
-            for batch in self.loader.epoch_batches(state.epoch, skip=first):
-                state.batch = batch.index + 1
+            first, seconds, world = state.batch, 0.0, self.fabric.world_size
+            for batch in self.loader.epoch_batches(state.epoch, skip=first // world):
+                state.batch = (batch.index + 1) * world
                 seconds += batch.seconds
                 yield batch
             if state.batch == 0:
                 raise ValueError("the training set gives no batch: check data.train_cuts, and the utterances left out")
             if state.epoch == 0 and first == 0:
-                LOGGER.info(f"the first epoch had {seconds / 3600:.2f} hours in {state.batch} batches for this process")
+                count = state.batch // world
+                LOGGER.info(f"the first epoch had {seconds / 3600:.2f} hours in {count} batches for this process")
             state.epoch, state.batch = state.epoch + 1, 0
 
     def _report(self) -> None:
@@ -315,6 +320,7 @@ class Trainer:
 
     def _announce(self, saved_recipe: dict | None) -> None:
         config, state = self.config, self.state
+        step_batches = self._accumulate * self.fabric.world_size
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         rate = f"{self.peak_rate:.2g}" + ("" if config.learning_rate else " (default for this width)")
         LOGGER.info(
@@ -323,20 +329,22 @@ class Trainer:
             f"chunks: {config.chunk_size}"
         )
         LOGGER.info(
-            f"steps: {config.max_steps}, each {config.accumulate} x {self.recipe.data.max_duration:g} s of audio x "
+            f"steps: {config.max_steps}, each {self._accumulate} x {self.recipe.data.max_duration:g} s of audio x "
             f"{self.fabric.world_size} process(es); peak learning rate: {rate}; output: {self.exp_dir}"
         )
         if saved_recipe is not None:
             LOGGER.info(f"resuming after step {state.step} (epoch {state.epoch}, batch {state.batch})")
+            if state.batch and state.step_batches not in (None, step_batches):
+                LOGGER.warning(
+                    f"a step now takes {step_batches} batches over all processes, not {state.step_batches}: epoch "
+                    f"{state.epoch} is drawn anew, so in what is left of it utterances may come again or not at all; "
+                    f"train.step_batches keeps the number whatever the processes"
+                )
             for change in _changes(saved_recipe, to_dict(self.recipe)):
                 LOGGER.info(f"the recipe has changed since: {change}")
+        state.step_batches = step_batches
         if state.step >= config.max_steps:
             LOGGER.info(f"nothing to do: train.max_steps is {config.max_steps}; raise it to go on")
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a training step's dropout on one process, so that a resumed run draws the same."""
-    return random.Random(f"dropout {seed} {step} {rank}").getrandbits(63)
 
 
 def _describe(context: ChunkContext) -> str:

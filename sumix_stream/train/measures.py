@@ -56,7 +56,7 @@ class StepReport:
 @dataclass
 class _Pending:
     step: int
-    values: list[Tensor]  # loss of each batch, then sums; scalars on the device
+    values: list[Tensor]  # sums over the batches, scalars on the device
     flags: list[Tensor]  # (2, B) bool of each batch: loss not finite, no path
     ids: list[str]
     seconds: float
@@ -107,7 +107,7 @@ class StepBuffer:
         sums = [
             sum(part.detach() for part in parts)
             for parts in (
-                [loss.total / len(losses) for loss in losses],
+                [loss.total * loss.num_frames for loss in losses],
                 [loss.simple.sum() for loss in losses],
                 [loss.pruned.sum() for loss in losses],
                 [loss.ctc.sum() for loss in losses],
@@ -147,7 +147,7 @@ class StepBuffer:
             reports.append(
                 StepReport(
                     step=item.step,
-                    loss=loss / world,
+                    loss=loss / frames,
                     simple=simple / frames,
                     pruned=pruned / frames,
                     ctc=ctc / frames,

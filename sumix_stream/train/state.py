@@ -33,7 +33,8 @@ class TrainerState:
 
     step: int = 0  # training steps done
     epoch: int = 0
-    batch: int = 0  # index in the epoch of the next batch
+    batch: int = 0  # of the epoch, done by all processes together
+    step_batches: int | None = None  # that all processes together take for a step; the epoch is drawn for it
     bad_steps: int = 0  # consecutive skipped updates up to now
     audio_seconds: float = 0.0  # trained on, over all processes
 
