@@ -47,16 +47,19 @@ class BatchBackward:
         self._fabric, self._wrapped, self._model, self._recipe = fabric, wrapped, model, recipe
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._forward_done = False
+        self._done: set[Tensor] = set()  # parameters to whose gradient the pass under way has added
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self._done.add)
 
     def __call__(
-        self, batch: Batch, context: ChunkContext, scales: LossScales, *, share: float, sync: bool, step: int
+        self, batch: Batch, context: ChunkContext, scales: LossScales, *, share: Tensor | float, sync: bool, step: int
     ) -> tuple[TransducerLoss, list[str]]:
         """Gradients of `share * total`, averaged over the processes if `sync`; the loss, and the utterances in it.
 
         Where memory does not suffice, the log names the utterances and the setting to lower, and the batch is halved
         until its parts fit; an utterance that does not fit alone is left out. `step` is for that message.
         """
-        before = [_mark(parameter) for parameter in self._parameters]
+        self._done.clear()
         with self._fabric.no_backward_sync(self._wrapped, enabled=not sync):
             try:
                 return self._whole(batch, context, scales, share), batch.ids
@@ -66,9 +69,7 @@ class BatchBackward:
                 reason = _reason(error)
             # Only here are the frames of the failed pass gone, and what they held.
             parts = _Parts(self._fabric, self._model, self._recipe, batch, context, scales)
-            owed = [
-                parameter for parameter, mark in zip(self._parameters, before, strict=True) if _mark(parameter) == mark
-            ]
+            owed = [parameter for parameter in self._parameters if parameter not in self._done]
             gradients = parts.gradients(owed, share)
             self._hand_in(owed, gradients)
         LOGGER.warning(f"step {step}: {parts.describe(reason)}")
@@ -89,7 +90,7 @@ class BatchBackward:
         free_memory()
         return f"{reason}: {describe_batch(batch, self._model.timebase)}. {remedy(self._recipe)}"
 
-    def _whole(self, batch: Batch, context: ChunkContext, scales: LossScales, share: float) -> TransducerLoss:
+    def _whole(self, batch: Batch, context: ChunkContext, scales: LossScales, share: Tensor | float) -> TransducerLoss:
         self._forward_done = False
         inputs = batch_inputs(batch)
         loss: TransducerLoss = self._wrapped(lambda model: model(*inputs, context, scales, self._recipe.loss))
@@ -140,7 +141,7 @@ class _Parts:
         self.ids: list[str] = []
         self._left_out: list[str] = []
 
-    def gradients(self, parameters: Sequence[Tensor], share: float) -> list[Tensor]:
+    def gradients(self, parameters: Sequence[Tensor], share: Tensor | float) -> list[Tensor]:
         """Of `share` times the mean loss a frame over what fitted, by each of the parameters."""
         batch = self._batch
         free_memory()
@@ -186,7 +187,12 @@ class _Parts:
         return sum((loss.num_frames for loss in self._losses), zero)
 
     def _add(
-        self, rows: list[int], sums: list[Tensor], parameters: Sequence[Tensor], share: float, all_frames: Tensor
+        self,
+        rows: list[int],
+        sums: list[Tensor],
+        parameters: Sequence[Tensor],
+        share: Tensor | float,
+        all_frames: Tensor,
     ) -> bool:
         """Add the gradients of some utterances; False when they do not fit."""
         inputs, context = batch_inputs(self._batch, rows), _context_of(self._context, rows)
@@ -291,9 +297,3 @@ def _context_of(context: ChunkContext, rows: list[int]) -> ChunkContext:
 def _halves(rows: list[int]) -> list[list[int]]:
     middle = (len(rows) + 1) // 2
     return [rows[:middle], rows[middle:]]
-
-
-def _mark(parameter: Tensor) -> tuple[int, int] | None:
-    """Changes when a backward pass adds to the parameter's gradient, in place or not."""
-    gradient = parameter.grad
-    return None if gradient is None else (gradient.data_ptr(), gradient._version)
