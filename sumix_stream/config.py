@@ -49,6 +49,15 @@ def _require_choice(config: Any, name: str, choices: Iterable[str]) -> None:
     _require(config, name, value in choices, f"one of {', '.join(choices)}{hint}")
 
 
+def _require_interval(config: Any, names: str, low: float = -math.inf, high: float = math.inf) -> None:
+    """Each of the (space-separated) fields is two finite numbers, the lowest and the highest, within [low, high]."""
+    for name in names.split():
+        ends = getattr(config, name)
+        holds = len(ends) == 2 and low <= ends[0] <= ends[1] <= high and all(map(math.isfinite, ends))
+        limits = "" if (low, high) == (-math.inf, math.inf) else f", between {low:g} and {high:g}"
+        _require(config, name, holds, f"[lowest, highest]{limits}")
+
+
 def _path(default: str | tuple[str, ...]) -> Any:
     """A field that holds a path or paths, which `load_recipe` resolves."""
     return field(default=default, metadata={"path": True})
@@ -176,6 +185,62 @@ class SpecAugmentConfig:
         _require_range(self, "max_freq_mask", 0, 80)
 
 
+NOISES = ("white", "pink", "brown", "hum", "babble")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Noise in training utterances: recorded where `cuts` are given, else simulated."""
+
+    probability: float = 0.0  # share of utterances that get noise
+    snr: tuple[float, ...] = (5.0, 25.0)  # dB, lowest and highest: of the speech without its pauses
+    kinds: tuple[str, ...] = NOISES  # simulated; babble is other utterances of the batch
+    cuts: tuple[str, ...] = _path(())  # Lhotse cut manifests of noise, such as MUSAN's
+
+    def __post_init__(self) -> None:
+        _require_range(self, "probability", 0, 1)
+        _require_interval(self, "snr", -30, 100)
+        known = bool(self.kinds) and set(self.kinds) <= set(NOISES)
+        _require(self, "kinds", known, f"some of {', '.join(NOISES)}")
+
+
+@dataclass(frozen=True)
+class ReverbConfig:
+    """Reverberation of training utterances: recorded responses where `cuts` are given, else simulated rooms."""
+
+    probability: float = 0.0  # share of utterances that are reverberated
+    rt60: tuple[float, ...] = (0.1, 0.6)  # seconds of 60 dB of decay in simulated rooms, lowest and highest
+    cuts: tuple[str, ...] = _path(())  # Lhotse cut manifests of room impulse responses, such as RIRS_NOISES'
+
+    def __post_init__(self) -> None:
+        _require_range(self, "probability", 0, 1)
+        _require_interval(self, "rt60", 0.05, 1)
+
+
+@dataclass(frozen=True)
+class ConcatenateConfig:
+    """Utterances of one speaker joined to longer ones in training, with a gap of 0.1 to 0.6 s of their noise floor."""
+
+    probability: float = 0.0  # that the next utterance is joined to the ones before it
+    max_duration: float = 30.0  # seconds that nothing joined exceeds
+
+    def __post_init__(self) -> None:
+        _require_range(self, "probability", 0, 1)
+        _require_range(self, "max_duration", 0, open_ends=True)
+
+
+@dataclass(frozen=True)
+class PauseConfig:
+    """Long pauses, of the recording's own noise floor: at the start or end of an utterance, or between joined ones."""
+
+    probability: float = 0.0  # share of utterances that get a pause
+    seconds: tuple[float, ...] = (1.0, 10.0)  # lowest and highest
+
+    def __post_init__(self) -> None:
+        _require_range(self, "probability", 0, 1)
+        _require_interval(self, "seconds", 0, 60)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to train and validate on; durations in seconds."""
@@ -190,6 +255,12 @@ class DataConfig:
     min_utterance: float = 0.1
     max_utterance: float = 30.0
     speed_perturb: tuple[float, ...] = ()  # e.g. (0.9, 1.1); 1.0 is always there
+    concatenate: ConcatenateConfig = field(default_factory=ConcatenateConfig)
+    pause: PauseConfig = field(default_factory=PauseConfig)
+    reverb: ReverbConfig = field(default_factory=ReverbConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    telephone: float = 0.0  # share of training utterances heard through a telephone: 300 to 3400 Hz, 8 bits
+    gain: tuple[float, ...] = (0.0, 0.0)  # dB, lowest and highest change of level in training
     spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
 
     def __post_init__(self) -> None:
@@ -197,6 +268,8 @@ class DataConfig:
         _require_range(self, "max_lattice max_cuts num_buckets", 1)
         _require_range(self, "num_workers min_utterance", 0)
         _require_range(self, "max_utterance", self.min_utterance, open_ends=True)
+        _require_range(self, "telephone", 0, 1)
+        _require_interval(self, "gain", -60, 40)
         allowed = "factors between 0.5 and 2"
         _require(self, "speed_perturb", all(0.5 <= factor <= 2 for factor in self.speed_perturb), allowed)
 

@@ -4,7 +4,7 @@ B utterances, T0 feature frames (10 ms), U tokens.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,16 +25,17 @@ from sumix_stream.data.cuts import (
     load_samples,
 )
 from sumix_stream.data.index import CutIndex
+from sumix_stream.data.joining import Joiner, spoken
 from sumix_stream.data.plan import (
     Arrange,
     EpochPlan,
     Lengths,
     Piece,
     make_plan,
-    one_cut_each,
     samples_of,
     usable_cuts,
 )
+from sumix_stream.data.waveforms import WaveformAugment, utterance_rng
 from sumix_stream.features import BatchFbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
@@ -61,13 +62,15 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`."""
-        return replace(
-            self,
-            feats=self.feats.to(device, non_blocking=True),
-            feat_lengths=self.feat_lengths.to(device, non_blocking=True),
-            tokens=self.tokens.to(device, non_blocking=True),
-            token_lengths=self.token_lengths.to(device, non_blocking=True),
-        )
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("feats", "feat_lengths", "tokens", "token_lengths")
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
 class TrainLoader:
@@ -82,7 +85,7 @@ class TrainLoader:
     Args:
         cuts: a CutSet or manifests. Cuts that `load_cuts` did not read are held in memory.
         accumulate: batches that a rank takes for a step.
-        arrange: joins cuts to longer utterances.
+        arrange: joins cuts to longer utterances; None: as `data.concatenate` and `data.pause` say.
 
     Raises:
         ManifestError: no cut is left to train on, or a manifest is damaged.
@@ -99,7 +102,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
-        arrange: Arrange = one_cut_each,
+        arrange: Arrange | None = None,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 to world_size - 1 = {world_size - 1}, got {rank}")
@@ -107,7 +110,8 @@ class TrainLoader:
             raise ValueError(f"accumulate must be at least 1 batch, got {accumulate}")
         self.config, self.tokenizer, self.timebase, self.seed = config, tokenizer, timebase, seed
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
-        self._arrange = arrange
+        self._arrange = arrange or Joiner(config, timebase)
+        self.augment = WaveformAugment(config, seed)
         self._index = CutIndex(cuts, tokenizer)
         duration, num_tokens, speaker = self._index.columns
         kept = usable_cuts(config, timebase, duration, num_tokens)
@@ -163,6 +167,7 @@ class TrainLoader:
             batch_size=None,
             num_workers=self.config.num_workers,
             worker_init_fn=_one_thread,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # whose draw nothing here uses: the run's own generator stays as it is
         )
         return _raised(iter(loader))
@@ -182,7 +187,7 @@ class _BatchMaker(Dataset):
         self.index, self.plan, self.tokenizer = loader._index, plan, loader.tokenizer
         self.rank, self.world_size = loader.rank, loader.world_size
         self.seeds = (loader.seed, plan.epoch)
-        self.fbank = BatchFbank()
+        self.augment, self.fbank = loader.augment, BatchFbank()
         self.spec_augment = None if config.spec_augment is None else SpecAugment(config.spec_augment)
 
     def __getitem__(self, number: int) -> Batch | Exception:
@@ -202,7 +207,7 @@ class _BatchMaker(Dataset):
 
     def _read(self, pieces: list[Piece]) -> tuple[str, str, np.ndarray] | None:
         """Id, text and samples (S,) of an utterance, without those of its cuts that cannot be read."""
-        ids, texts, parts = [], [], []
+        ids, texts, parts, pauses = [], [], [], []
         for piece in pieces:
             cut = self.index.read(piece.cut)
             if piece.speed != 1.0 and cut.has_recording:
@@ -212,14 +217,17 @@ class _BatchMaker(Dataset):
             except UtteranceError as error:
                 log.warning("left out of its batch: %s", error)
                 continue
-            if piece.pause:
-                parts.append(np.zeros(piece.pause, np.float32))
+            pauses.append(piece.pause)
             ids.append(cut.id)
             texts.append(cut_text(cut))
-        return ("+".join(ids), " ".join(texts), np.concatenate(parts)) if ids else None
+        if not ids:
+            return None
+        id = "+".join(ids)
+        return id, " ".join(texts), spoken(parts, pauses, utterance_rng(*self.seeds, id, "pause"))
 
     def _batch(self, index: int, utterances: list[tuple[str, str, np.ndarray]]) -> Batch:
         ids, texts, waveforms = map(list, zip(*utterances, strict=True))
+        waveforms = self.augment(self.plan.epoch, ids, waveforms)
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
         feats, feat_lengths = self.fbank(padded, num_samples)
