@@ -31,6 +31,7 @@ from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
 from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
 from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.run_page import RunPage, system_facts
 from sumix_stream.train.state import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
 
@@ -100,7 +101,7 @@ class Trainer:
             self._contexts = ChunkSampler(recipe.chunks, config.seed)
         else:
             self._fixed_context = self._parse_context("chunk_size", config.left_context)
-        self._parse_context("valid_chunk_size", config.valid_left_context)  # now, not at the first validation
+        self._valid_context = self._parse_context("valid_chunk_size", config.valid_left_context)
         self.optimizer = make_optimizer(model, config)
         self.state = TrainerState()
         self._wer: float | None = None
@@ -128,10 +129,13 @@ class Trainer:
         self._buffer = StepBuffer(self.fabric)
         self._probe = ModuleProbe(self.model, self.config.clip_norm)
         self._log = RunLog(self.exp_dir, self.fabric, step=self.state.step, max_steps=self.config.max_steps)
+        self._page = RunPage(self.exp_dir, self.recipe, self.tokenizer, self._valid_context, self._log.board)
         try:
             with Interrupts() as interrupts:
                 self._announce(saved_recipe)
                 self._train(interrupts)
+            if self.fabric.is_global_zero and self.validate is None and interrupts.signum is None:
+                self._page.write()
         finally:
             self._log.close()
         return FitResult(self.state.step, self._wer, interrupts.signum)
@@ -284,10 +288,12 @@ class Trainer:
             try:
                 with torch.no_grad(), self._average.applied() if self._average else nullcontext():
                     result = self.validate(self.model)
+                    self._page.draw(self.model, self.state.step)
             finally:
                 self.model.train()
             wer = float(result.wer)
             self._log.validation(self.state.step, result)
+            self._page.write()
         self._wer = self.fabric.broadcast(wer)
 
     def _save(self, wer: float | None) -> None:
@@ -340,8 +346,10 @@ class Trainer:
                     f"{state.epoch} is drawn anew, so in what is left of it utterances may come again or not at all; "
                     f"train.step_batches keeps the number whatever the processes"
                 )
-            for change in _changes(saved_recipe, to_dict(self.recipe)):
-                LOGGER.info(f"the recipe has changed since: {change}")
+        changes = [] if saved_recipe is None else list(_changes(saved_recipe, to_dict(self.recipe)))
+        for change in changes:
+            LOGGER.info(f"the recipe has changed since: {change}")
+        self._log.started(state.step, to_dict(self.recipe), changes, system_facts(self.fabric, self.model))
         state.step_batches = step_batches
         if state.step >= config.max_steps:
             LOGGER.info(f"nothing to do: train.max_steps is {config.max_steps}; raise it to go on")
