@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,7 +112,7 @@ class _Indexed:
             with np.load(folder / "cuts.npz") as arrays:
                 located = Located(**{name: arrays[name] for name in Located._fields})
                 duration, speaker = arrays["duration"], arrays["speaker"]
-        except (OSError, ValueError, KeyError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise ManifestError(f"{folder}: damaged ({error}); remove this folder and run again") from error
         self._source.open(folder, located)
         tokens = self._tokens(folder / tokens_name, len(duration), tokenizer)
@@ -158,7 +159,7 @@ class _Indexed:
             columns = _columns(rows)
             arrays = Located(*map(np.array, zip(*located, strict=True)))
             with open(aside / "cuts.npz", "wb") as file:
-                np.savez(file, duration=columns.duration, speaker=columns.speaker, **arrays._asdict())
+                np.savez_compressed(file, duration=columns.duration, speaker=columns.speaker, **arrays._asdict())
                 _sync(file)
             _save_tokens(aside / tokens_name, columns.num_tokens)
             aside.chmod(0o755)

@@ -193,11 +193,12 @@ def test_what_changes_under_a_run_is_an_error(tree):
         index.read(3)
 
 
-def test_a_damaged_index_is_named(tree):
+@pytest.mark.parametrize("left", [0, 2, 100, -30])
+def test_a_damaged_index_is_named(tree, left):
     _, manifest, tokenizer = tree
     CutIndex(manifest, tokenizer)
     (folder,) = indexes(place(manifest))
-    (folder / "cuts.npz").write_bytes(b"PK")
+    (folder / "cuts.npz").write_bytes((folder / "cuts.npz").read_bytes()[:left])
     with pytest.raises(ManifestError, match=f"{folder}: damaged .*remove this folder"):
         CutIndex(manifest, tokenizer)
 
