@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from sumix_stream.tokenizer import Tokenizer
 
 
-def left_context(text: str) -> int | None:
-    """Chunks; None = unlimited."""
-    return None if text == "unlimited" else int(text)
+def left_context(text: str) -> int | str | None:
+    """Chunks; None = unlimited, "default" = a bundle's own, else the door's."""
+    words = {"unlimited": None, "default": "default"}
+    return words[text] if text in words else int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import sentencepiece as spm
 
 BLANK_PIECE = "<blk>"
+UNKNOWN_PIECE, UNKNOWN_TEXT = "<unk>", " \u2047 "  # sentencepiece's own
 MODEL_TYPES = ("bpe", "unigram", "char", "word")
 
 
@@ -101,6 +102,44 @@ class Tokenizer:
         surfaces = (piece.replace("▁", " ") for i, piece in zip(ids, pieces, strict=True) if i == self.unk_id)
         unknown = {part for surface in surfaces for part in surface.split()}
         return {character for part in unknown for character in part} if self._spells else unknown
+
+
+class PieceTokenizer:
+    """The pieces of a vocabulary without the model that chose them: it writes text, but cannot read any.
+
+    Args:
+        pieces: by id, blank first.
+    """
+
+    blank_id = 0
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        if not pieces or pieces[self.blank_id] != BLANK_PIECE:
+            raise TokenizerError(
+                f"piece 0 is {pieces[:1]}, not {BLANK_PIECE}: these are no pieces of a tokenizer of ours"
+            )
+        self._pieces = list(pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    def piece(self, token_id: int) -> str:
+        """The piece of an id; a leading `▁` marks the start of a word."""
+        return self._pieces[token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, as sentencepiece writes it."""
+        shown = {BLANK_PIECE: "", UNKNOWN_PIECE: UNKNOWN_TEXT}
+        text = "".join(shown.get(piece, piece) for piece in (self._pieces[i] for i in ids))
+        return text.replace("▁", " ").removeprefix(" ")
+
+    def encode(self, text: str) -> list[int]:
+        """Raises TokenizerError."""
+        raise TokenizerError(
+            "this bundle holds no tokenizer.model, without which text cannot be cut into tokens: "
+            "export it again, or copy the checkpoint's tokenizer.model into it"
+        )
 
 
 def train_tokenizer(

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from sumix_stream.decode import fusion
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.fusion import Fusion, FusionState
 from sumix_stream.decode.greedy import GreedyState, emit
 from sumix_stream.decode.history import Alignments, History
 from sumix_stream.decode.hotwords import Hotwords
 from sumix_stream.decode.options import SearchOptions
-from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 
 _MULTIPLIER = 0x5851F42D4C957F2D  # of the hash: Knuth's MMIX generator
@@ -70,7 +70,7 @@ class BeamState(NamedTuple):
     @torch.inference_mode()
     def init(
         cls,
-        model: Transducer,
+        model: AcousticModel,
         batch_size: int,
         options: SearchOptions,
         hotwords: Sequence[Hotwords | None] | None = None,
@@ -159,7 +159,7 @@ class BeamState(NamedTuple):
 
 @torch.inference_mode()
 def beam_decode(
-    model: Transducer,
+    model: AcousticModel,
     enc: Tensor,
     lengths: Tensor,
     state: BeamState | None = None,
@@ -189,10 +189,10 @@ def beam_decode(
         raise ValueError(f"beam must be that of the state, {state.beam}, got {options.beam}: open a new stream")
     order = lengths.argsort(descending=True, stable=True)  # so that those with frames left come first
     state = _search(model, enc[order], lengths[order], state._select(order), options)._select(order.argsort())
-    return _results(model, state, options), state
+    return results(model, state, options), state
 
 
-def cut(model: Transducer, state: BeamState, options: SearchOptions, forget: bool) -> BeamState:
+def cut(model: AcousticModel, state: BeamState, options: SearchOptions, forget: bool) -> BeamState:
     """Begin a new segment: no tokens yet, frames counted on.
 
     Each stream commits to its best hypothesis, so that no token of the old segment can change; the next words still
@@ -208,7 +208,7 @@ def cut(model: Transducer, state: BeamState, options: SearchOptions, forget: boo
     return fresh._replace(beams=beams._replace(scores=fresh.beams.scores))
 
 
-def _search(model: Transducer, enc: Tensor, lengths: Tensor, state: BeamState, options: SearchOptions) -> BeamState:
+def _search(model: AcousticModel, enc: Tensor, lengths: Tensor, state: BeamState, options: SearchOptions) -> BeamState:
     """Go on over frames (B, T, D) of streams sorted by falling length."""
     fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, enc.device)
     frames = model.joiner.project_encoder(enc)  # (B, T, J)
@@ -235,7 +235,7 @@ def _search(model: Transducer, enc: Tensor, lengths: Tensor, state: BeamState, o
 
 
 def _frame(
-    model: Transducer,
+    model: AcousticModel,
     frame: Tensor,
     beams: Beams,
     best: Tensor,
@@ -319,14 +319,15 @@ def _hash(hashes: Tensor, tokens: Tensor) -> Tensor:
     return mixed ^ (mixed >> 29)
 
 
-def _ranked(model: Transducer, state: BeamState, options: SearchOptions) -> tuple[Tensor, Tensor]:
+def _ranked(model: AcousticModel, state: BeamState, options: SearchOptions) -> tuple[Tensor, Tensor]:
     """Scores (B, K) relative to state.best, best first, and whose they are: without what hotwords have on approval."""
     fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, state.best.device)
     scores = state.beams.scores - fused.on_approval(fused.enter(state.beams.fused))
     return scores.view(len(state.best), state.beam).sort(dim=1, descending=True, stable=True)
 
 
-def _results(model: Transducer, state: BeamState, options: SearchOptions) -> list[NBest]:
+def results(model: AcousticModel, state: BeamState, options: SearchOptions) -> list[NBest]:
+    """The best token sequences so far, options.nbest of each stream."""
     relative, order = _ranked(model, state, options)
     scores = (relative[:, : options.nbest] + state.best[:, None]).tolist()
     found = state.history.of(order[:, : options.nbest])

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sumix_stream.decode.beam import BeamState, NBest, beam_decode, cut
+from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.beam import BeamState, NBest, beam_decode, cut, results
 from sumix_stream.decode.greedy import Emissions
 from sumix_stream.decode.history import History, Settled
 from sumix_stream.decode.hotwords import Hotwords
 from sumix_stream.decode.options import SearchOptions
 from sumix_stream.decode.search import GreedySearch, Search
-from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 
 _ARRAYS = History._fields[:4]  # all but the settled tokens, which are
@@ -34,7 +34,7 @@ class BeamSearch:
         options: of method modified_beam. Raises ValueError for another.
     """
 
-    def __init__(self, model: Transducer, options: SearchOptions) -> None:
+    def __init__(self, model: AcousticModel, options: SearchOptions) -> None:
         if options.method != "modified_beam":
             raise ValueError(f"method must be modified_beam for a beam search, got {options.method!r}")
         self.model, self.options = model, options
@@ -52,9 +52,9 @@ class BeamSearch:
         """Search the next encoder frames of streams: enc (B, T, D), lengths (B,)."""
         state = BeamState.stack([stream.state for stream in streams])
         assert state.num_frames.tolist() == list(first_frames), (state.num_frames, first_frames)
-        results, state = beam_decode(self.model, enc, lengths, state, self.options)
-        for stream, part, found in zip(streams, state.unstack(), results, strict=True):
-            stream.state, stream.found = part, found
+        found, state = beam_decode(self.model, enc, lengths, state, self.options)
+        for stream, part, nbest in zip(streams, state.unstack(), found, strict=True):
+            stream.state, stream.found = part, nbest
 
     def emissions(self, stream: _BeamStream) -> Emissions:
         """The best result since the last `cut`."""
@@ -94,10 +94,7 @@ class BeamSearch:
         history = _checked(History(**parts, settled=(_settled(arrays),)), self.options.beam, self.model.vocab_size)
         history = History(*(part.to(best.device) for part in history[:4]), history.settled)
         state = BeamState(self.options.beam, beams, best, num_frames, history, stream.state.hotwords)
-        results, _ = beam_decode(
-            self.model, best.new_zeros(1, 0, self.model.config.encoder.dim).float(), num_frames * 0, state, self.options
-        )
-        return _BeamStream(state, results[0] if values["decoded"] else [])
+        return _BeamStream(state, results(self.model, state, self.options)[0] if values["decoded"] else [])
 
     def describe(self) -> dict:
         """Settings that a saved state belongs to."""
@@ -132,6 +129,6 @@ def _settled(arrays: dict[str, Tensor]) -> Settled:
     return Settled().grown(*(part.tolist() for part in parts))
 
 
-def make_search(model: Transducer, options: SearchOptions) -> Search:
+def make_search(model: AcousticModel, options: SearchOptions) -> Search:
     """The search over streams that the options name."""
     return GreedySearch(model, options) if options.method == "greedy" else BeamSearch(model, options)

@@ -21,13 +21,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from torch import nn
+
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.beam_search import make_search
+from sumix_stream.decode.encoders import as_context
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.offline import transcribe_batch
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.scoring import UtteranceErrors, WordErrors, align
-from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
-from sumix_stream.model.transducer import Transducer
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
 
@@ -161,7 +164,7 @@ class _Measured:
 
 
 def streaming_wer(
-    model: Transducer,
+    model: AcousticModel,
     tokenizer: Tokenizer,
     utterances: Iterable[Utterance],
     chunk: str | int | ChunkContext = "640ms",
@@ -264,7 +267,7 @@ def _observe(speaker: _Speaker, clock: float, frame_seconds: float, measured: _M
 
 
 def masked_wer(
-    model: Transducer,
+    model: AcousticModel,
     tokenizer: Tokenizer,
     utterances: Iterable[Utterance],
     chunk: str | int | ChunkContext = "full",
@@ -300,8 +303,11 @@ def masked_wer(
 
 
 @contextmanager
-def _evaluating(model: Transducer) -> Iterator[None]:
+def _evaluating(model: AcousticModel) -> Iterator[None]:
     """Evaluation mode, and the mode it had before afterwards: validation happens amid training."""
+    if not isinstance(model, nn.Module):  # a bundle, which cannot be trained
+        yield
+        return
     was_training = model.training
     model.eval()
     try:

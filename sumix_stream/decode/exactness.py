@@ -56,7 +56,11 @@ def compare(
     Args:
         samples: (S,) as `Stream.feed` takes them.
         pushes: sizes of the packets in samples, used in turn and the last repeated; None = 100 ms.
+    Raises:
+        ValueError: for a bundle.
     """
+    if not isinstance(model, Transducer):
+        raise ValueError("a bundle has no masked forward to compare with: give the checkpoint that it came from")
     whole = resample(check_samples(samples, sample_rate), sample_rate, model.timebase.sample_rate)
     masked, lengths = encode_masked(model, [whole], context)
     emissions, _ = greedy_decode(model, masked, lengths)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.options import GREEDY, SearchOptions
-from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 from sumix_stream.nn.states import PredictorState
 
@@ -27,13 +27,13 @@ class GreedyState(NamedTuple):
 
     @classmethod
     @torch.inference_mode()
-    def init(cls, model: Transducer, batch_size: int) -> "GreedyState":
+    def init(cls, model: AcousticModel, batch_size: int) -> "GreedyState":
         """State of streams that have emitted nothing: the predictor has seen a blank."""
         blanks = torch.full((batch_size,), model.blank_id, device=model.device)
         return cls._advance(model, blanks, model.predictor.init_state(batch_size))
 
     @classmethod
-    def _advance(cls, model: Transducer, tokens: Tensor, predictor: PredictorState) -> "GreedyState":
+    def _advance(cls, model: AcousticModel, tokens: Tensor, predictor: PredictorState) -> "GreedyState":
         out, predictor = model.predictor.step(tokens, predictor)
         return cls(model.joiner.project_predictor(out), predictor)
 
@@ -59,7 +59,7 @@ class Emissions(NamedTuple):
 
 @torch.inference_mode()
 def greedy_decode(
-    model: Transducer,
+    model: AcousticModel,
     enc: Tensor,
     lengths: Tensor,
     state: GreedyState | None = None,
@@ -112,7 +112,7 @@ def greedy_decode(
     return _by_stream(found, batch_size), state
 
 
-def emit(model: Transducer, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
+def emit(model: AcousticModel, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
     """The predictor's step for the streams in `rows`; the others' state stays."""
     if len(rows) == len(state.projection):
         return GreedyState._advance(model, tokens, state.predictor)

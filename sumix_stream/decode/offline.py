@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.beam import Scored, beam_decode
+from sumix_stream.decode.encoders import make_encoder
 from sumix_stream.decode.greedy import Emissions, greedy_decode
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.features import fbank
-from sumix_stream.model.transducer import Transducer
+from sumix_stream.model.exported import ExportedModel
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
 
 
 @torch.inference_mode()
-def encode_masked(model: Transducer, waveforms: Sequence[np.ndarray], context: ChunkContext) -> tuple[Tensor, Tensor]:
+def encode_masked(
+    model: AcousticModel, waveforms: Sequence[np.ndarray], context: ChunkContext
+) -> tuple[Tensor, Tensor]:
     """Encoder frames (B, T, D) and lengths (B,) of whole utterances: float32 (S,) each, at the model's sample rate.
 
-    Utterances too short for a feature frame have length 0.
+    Utterances too short for a feature frame have length 0. A bundle has no whole-utterance forward: its chunks one
+    after another give the same.
     """
     feats = [fbank(samples) for samples in waveforms]
+    if isinstance(model, ExportedModel):
+        return _encode_chunks(model, feats, context)
     lengths = torch.tensor([len(x) for x in feats], device=model.device)
     padded = pad_sequence(feats, batch_first=True).to(model.device)
     if padded.shape[1] == 0:
@@ -33,8 +40,27 @@ def encode_masked(model: Transducer, waveforms: Sequence[np.ndarray], context: C
     return model.encoder(padded, lengths, context)
 
 
+def _encode_chunks(model: ExportedModel, feats: Sequence[Tensor], context: ChunkContext) -> tuple[Tensor, Tensor]:
+    """Features (T0, 80) of utterances -> encoder frames (B, T, D), lengths (B,)."""
+    encoder = make_encoder(model, context)
+    streams = [encoder.begin() for _ in feats]
+    found = [[torch.zeros(0, model.bundle.frame_dim)] for _ in feats]
+    for start in range(0, max(map(len, feats), default=0), encoder.window):
+        rows = [row for row, part in enumerate(feats) if len(part) > start]
+        chunks = [feats[row][start : start + encoder.window] for row in rows]
+        lengths = torch.tensor([len(chunk) for chunk in chunks])
+        final = torch.ones_like(lengths, dtype=torch.bool)
+        with encoder.step(
+            pad_sequence(chunks, batch_first=True), lengths, final, [streams[row] for row in rows]
+        ) as enc:
+            for row, frames, length in zip(rows, enc, model.timebase.num_encoder_frames(lengths).tolist()):
+                found[row].append(frames[:length])
+    whole = [torch.cat(parts) for parts in found]
+    return pad_sequence(whole, batch_first=True), torch.tensor([len(frames) for frames in whole])
+
+
 def transcribe_batch(
-    model: Transducer,
+    model: AcousticModel,
     tokenizer: Tokenizer,
     waveforms: Sequence[np.ndarray],
     context: ChunkContext,
@@ -56,7 +82,7 @@ class Alternative(NamedTuple):
 
 
 def transcribe_nbest(
-    model: Transducer,
+    model: AcousticModel,
     tokenizer: Tokenizer,
     waveforms: Sequence[np.ndarray],
     context: ChunkContext,
@@ -67,7 +93,7 @@ def transcribe_nbest(
     return [[Alternative(to_hypothesis(model, tokenizer, x), x.score) for x in nbest] for nbest in found]
 
 
-def to_hypothesis(model: Transducer, tokenizer: Tokenizer, emitted: Emissions | Scored) -> Hypothesis:
+def to_hypothesis(model: AcousticModel, tokenizer: Tokenizer, emitted: Emissions | Scored) -> Hypothesis:
     """Text and times of what a search over a whole utterance emitted."""
     seconds = [model.timebase.encoder_frame_time(frame) for frame in emitted.frames]
     return Hypothesis(tokenizer.decode(emitted.tokens), list(emitted.tokens), seconds, list(emitted.confidence))

@@ -7,27 +7,40 @@ import numpy as np
 import torch
 
 from sumix_stream.audio import check_samples, read_audio, resample
+from sumix_stream.decode.beam_search import make_search
+from sumix_stream.decode.encoders import DEFAULT, as_context
 from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.hypothesis import Hypothesis, Word
 from sumix_stream.decode.offline import transcribe_batch
+from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.search import Search
-from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.decode.words import words_of
+from sumix_stream.model.bundle import is_bundle, load_tokenizer, open_bundle
 from sumix_stream.model.checkpoint import load_model
+from sumix_stream.model.exported import ExportedModel
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.nn.conformer import ConformerEncoder
-from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
 
 Audio = str | os.PathLike | tuple[np.ndarray, int]
+Chunk = str | int | ChunkContext
+WHOLE = ("full", None)  # chunk and left context of a whole utterance
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "Recognizer":
-    """Load an experiment directory (its best checkpoint, else its last) or one checkpoint. No pickled code is run.
+    """Load an experiment directory (its best checkpoint, else its last), one checkpoint, or an exported ONNX bundle.
 
-    Raises ValueError naming the path for a missing or damaged checkpoint, and for a device that is not there.
+    No pickled code is run. Raises ValueError naming the path for one that is missing or damaged, for a device that is
+    not there, and for a bundle anywhere but on the CPU.
     """
     device = _check_device(device)
+    if is_bundle(path):
+        if device.type != "cpu":
+            raise ValueError(f"{path} is a bundle, which runs on the CPU, not on {device}: load the checkpoint there")
+        bundle = open_bundle(path)
+        return Recognizer(ExportedModel(bundle), load_tokenizer(bundle))
     model, tokenizer = load_model(path)
     return Recognizer(model.to(device), tokenizer)
 
@@ -36,73 +49,94 @@ class Recognizer:
     """Speech to text, whole utterances or live.
 
     Args:
-        model, tokenizer: that belong together. The model is put in evaluation mode.
+        model, tokenizer: that belong together. A PyTorch model is put in evaluation mode.
     """
 
-    def __init__(self, model: Transducer, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Transducer | ExportedModel, tokenizer: Tokenizer | PieceTokenizer) -> None:
         if tokenizer.vocab_size != model.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model {model.vocab_size}: not a pair"
             )
-        self.model = model.eval()
+        self.model = model.eval() if isinstance(model, Transducer) else model
         self.tokenizer = tokenizer
-        self._streaming: dict[ChunkContext, StreamingRecognizer] = {}
+        self._streaming: dict[tuple[ChunkContext, SearchOptions], StreamingRecognizer] = {}
 
     @property
     def encoder(self) -> ConformerEncoder:
-        """The encoder: masked `forward`, and `init_state` and `step` for streams."""
+        """The encoder: masked `forward`, and `init_state` and `step` for streams. Raises ValueError for a bundle."""
+        if isinstance(self.model, ExportedModel):
+            raise ValueError(f"{self.model.bundle.folder} is a bundle, which has no encoder of PyTorch: use `stream`")
         return self.model.encoder
 
-    def context(self, chunk: str | int | ChunkContext, left_context: int | None = None) -> ChunkContext:
-        """`full`, `640ms`, `0.64s`, 16 (encoder frames) with `left_context` in chunks (None = unlimited).
+    def context(self, chunk: Chunk = DEFAULT, left_context: int | str | None = DEFAULT) -> ChunkContext:
+        """Of a stream: `640ms`, `0.64s`, 16 (encoder frames) with `left_context` in chunks (None = unlimited).
 
-        Raises ValueError for a duration that is no whole number of this model's encoder frames.
+        "default" is a bundle's own, else 640ms and 4. Raises ValueError for a duration that is no whole number of this
+        model's encoder frames, and for another context than a bundle's.
         """
         return as_context(self.model, chunk, left_context)
 
+    def whole_context(self, chunk: Chunk = DEFAULT, left_context: int | str | None = DEFAULT) -> ChunkContext:
+        """The same of a whole utterance, whose default is full context with all there is to the left."""
+        return as_context(self.model, chunk, left_context, WHOLE)
+
     def transcribe(
-        self, audio: Audio, context: str | int | ChunkContext = "full", left_context: int | None = None
+        self,
+        audio: Audio,
+        context: Chunk = DEFAULT,
+        left_context: int | str | None = DEFAULT,
+        *,
+        search: SearchOptions = GREEDY,
     ) -> Hypothesis:
         """Recognise a whole utterance: a file's path, or samples (S,) and their rate in Hz.
 
         Args:
             context: what each frame may see, the whole utterance by default. Any chunk size gives what `stream` of
-                that chunk size gives.
-            left_context: chunks; None = unlimited.
+                that chunk size gives. A bundle knows its own alone.
+            left_context: chunks; None = unlimited, the default.
+            search: beam, language model, hotwords...; greedy by default.
         Raises:
             ValueError: naming the file or what is wrong with the samples.
         """
-        context = self.context(context, left_context)
+        context = self.whole_context(context, left_context)
         if isinstance(audio, tuple):
             samples, sample_rate = audio
             samples = check_samples(samples, sample_rate)
         else:
             samples, sample_rate = read_audio(audio)
         samples = resample(samples, sample_rate, self.model.timebase.sample_rate)
-        return transcribe_batch(self.model, self.tokenizer, [samples], context)[0]
+        return transcribe_batch(self.model, self.tokenizer, [samples], context, search)[0]
 
-    def stream(self, chunk: str | int | ChunkContext = "640ms", left_context: int | None = 4) -> Stream:
-        """Open a live utterance. Raises ValueError for full context, which cannot stream."""
-        context = self.context(chunk, left_context)
-        if context not in self._streaming:
-            self._streaming[context] = StreamingRecognizer(self.model, self.tokenizer, context)
-        return self._streaming[context].create_stream()
+    def stream(
+        self, chunk: Chunk = DEFAULT, left_context: int | str | None = DEFAULT, *, search: SearchOptions = GREEDY
+    ) -> Stream:
+        """Open a live utterance; arguments as of `context` and `transcribe`. Raises ValueError for full context, which
+        cannot stream."""
+        key = self.context(chunk, left_context), search
+        if key not in self._streaming:
+            self._streaming[key] = self.streaming(key[0], search=search)
+        return self._streaming[key].create_stream()
 
     def streaming(
         self,
-        chunk: str | int | ChunkContext = "640ms",
-        left_context: int | None = 4,
+        chunk: Chunk = DEFAULT,
+        left_context: int | str | None = DEFAULT,
         *,
-        search: Search | None = None,
+        search: Search | SearchOptions = GREEDY,
         endpointing: Endpointing | None = None,
     ) -> StreamingRecognizer:
         """A recogniser of many streams, with its own latency, search and endpoints. Raises ValueError as `stream`."""
         context = self.context(chunk, left_context)
-        return StreamingRecognizer(self.model, self.tokenizer, context, search=search, endpointing=endpointing)
+        if isinstance(search, SearchOptions):
+            search = make_search(self.model, search)
+        slots = self.model.device.type == "cuda"  # where a step by itself costs more in launches than in work
+        return StreamingRecognizer(
+            self.model, self.tokenizer, context, search=search, endpointing=endpointing, slots=slots
+        )
 
     def decode_streams(self, streams: Sequence[Stream]) -> int:
         """One batched step of all streams of `stream` that are ready; how many there were. Raises ValueError if their
-        contexts differ."""
+        contexts or searches differ."""
         return len(streams[0].recognizer.decode(streams)) if streams else 0
 
     def words(self, hypothesis: Hypothesis) -> list[Word]:

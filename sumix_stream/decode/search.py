@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
 from sumix_stream.decode.options import GREEDY, SearchOptions
-from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn import states
 from sumix_stream.nn.states import StateRows
 
@@ -61,7 +61,7 @@ class GreedySearch:
         options: of method greedy.
     """
 
-    def __init__(self, model: Transducer, options: SearchOptions = GREEDY) -> None:
+    def __init__(self, model: AcousticModel, options: SearchOptions = GREEDY) -> None:
         if options.method != "greedy":
             raise ValueError(f"method must be greedy for a greedy search, got {options.method!r}")
         self.model, self.options = model, options

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sumix_stream.config_reader import to_dict
+from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.feature_queue import FeatureQueue
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn import states
+from sumix_stream.model.exported import ExportedModel
 
 if TYPE_CHECKING:
     from sumix_stream.decode.streaming import Stream, StreamingRecognizer
@@ -25,8 +25,10 @@ _KEY = "sumix_stream"
 _PARTS = ("features", "encoder", "search")
 
 
-def fingerprint(model: Transducer) -> str:
-    """SHA-256 over configuration, timebase, vocabulary size, and all weights and buffers."""
+def fingerprint(model: AcousticModel) -> str:
+    """SHA-256 over configuration, timebase, vocabulary size, and all weights and buffers; or over a bundle's files."""
+    if isinstance(model, ExportedModel):
+        return model.fingerprint
     digest = hashlib.sha256(
         json.dumps([to_dict(model.config), vars(model.timebase), model.vocab_size], sort_keys=True).encode()
     )
@@ -41,7 +43,7 @@ def dump(stream: Stream) -> bytes:
     recognizer = stream.recognizer
     features, feature_values = stream.features.save()
     search, search_values = recognizer.search.save(stream.search)
-    encoder = dict(states.named_tensors(recognizer.encoder_state(stream)))
+    encoder = recognizer.encoder.save(stream.encoder)
     arrays = {
         f"{part}/{name}": tensor.detach().cpu().clone().contiguous()
         for part, group in zip(_PARTS, (features, encoder, search), strict=True)
@@ -101,8 +103,7 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, Te
         stream.features = FeatureQueue.restore(
             recognizer.model.timebase.sample_rate, part("features"), values["features"]
         )
-        state = states.fill(recognizer.encoder_state(stream), part("encoder"))
-        recognizer.set_encoder_state(stream, state)
+        stream.encoder = recognizer.encoder.restore(part("encoder"))
         stream.search = recognizer.search.restore(part("search"), values["search"])
     for name in ("num_encoded", "segment_start", "num_segments"):
         setattr(stream, name, int(values[name]))

@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.decode import snapshot
+from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.encoders import make_encoder
 from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.feature_queue import FeatureQueue
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.offline import to_hypothesis
 from sumix_stream.decode.search import GreedySearch, Search
 from sumix_stream.features import NUM_BINS
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn import states
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.states import EncoderState, StateRows
 from sumix_stream.tokenizer import Tokenizer
 
 
@@ -37,7 +36,7 @@ class Stream:
     def __init__(self, recognizer: StreamingRecognizer) -> None:
         self.recognizer = recognizer
         self.features = FeatureQueue(recognizer.model.timebase.sample_rate)
-        self.encoder = recognizer._fresh_encoder()
+        self.encoder = recognizer.encoder.begin()
         self.search = recognizer.search.begin()
         self.num_encoded = 0  # encoder frames
         self.segment_start = 0  # encoder frame
@@ -69,7 +68,7 @@ class Stream:
 
     def finish(self) -> Hypothesis:
         """No more samples: decode what is left, to the last sample, and return the whole result."""
-        self.features.finish()
+        self.input_finished()
         while self.recognizer.decode([self]):
             pass
         return self.result()
@@ -81,6 +80,8 @@ class Stream:
     def input_finished(self) -> None:
         """Flush resampler and filter bank; the last chunk may be short."""
         self.features.finish()
+        if self.is_finished:
+            self.recognizer.encoder.end(self.encoder)
 
     @property
     def is_ready(self) -> bool:
@@ -117,7 +118,7 @@ class Stream:
         """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
         feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
         frames = self.features.num_frames % self.recognizer.window * NUM_BINS * torch.float32.itemsize
-        encoder = sum(tensor.nbytes for tensor in states.tensors(self.encoder))
+        encoder = self.recognizer.encoder.nbytes(self.encoder)
         return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
     def snapshot(self) -> bytes:
@@ -132,31 +133,30 @@ class StreamingRecognizer:
     join and leave `decode`; a stream's result depends on its samples alone. Used by one thread at a time.
 
     Args:
-        model, tokenizer: as loaded together.
+        model, tokenizer: as loaded together; PyTorch's model or an exported bundle's.
         context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
         search: None = greedy.
         endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
+        slots: as of `encoders.make_encoder`; for many streams on a GPU.
     Raises:
-        ValueError: for full context, which cannot stream.
+        ValueError: for full context, which cannot stream, and for another context than a bundle's own.
     """
 
     def __init__(
         self,
-        model: Transducer,
+        model: AcousticModel,
         tokenizer: Tokenizer,
         context: ChunkContext,
         *,
         search: Search | None = None,
         endpointing: Endpointing | None = None,
+        slots: bool = False,
     ) -> None:
-        self.window = model.encoder.window(context)  # feature frames of a chunk
+        self.encoder = make_encoder(model, context, slots=slots)
+        self.window = self.encoder.window  # feature frames of a chunk
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.search = GreedySearch(model) if search is None else search
         self.endpointing = endpointing
-        with torch.inference_mode():
-            self._fresh = model.encoder.init_state(1, context)
-        grows = model.config.encoder.mixer == "attention" and context.left_context is None
-        self._rows = None if grows else StateRows(self._fresh)
 
     def create_stream(self) -> Stream:
         """A stream that has heard nothing."""
@@ -186,24 +186,24 @@ class StreamingRecognizer:
         ready = [stream for stream in streams if self._own(stream).is_ready]
         if not ready:
             return []
-        device = self.model.device
         chunks = [stream.features.peek(self.window) for stream in ready]
         lengths = torch.tensor([len(chunk) for chunk in chunks])
         final = torch.tensor([stream.features.finished for stream in ready])
         feats = pad_sequence(chunks, batch_first=True)
-        state = self._join([stream.encoder for stream in ready])
-        enc, enc_lengths, state = self.model.encoder.step(
-            feats.to(device), lengths.to(device), state, final=final.to(device)
-        )
-        encoded = self._split(state)
-        self.search.advance(
-            enc, enc_lengths, [stream.num_encoded for stream in ready], [stream.search for stream in ready]
-        )
+        enc_lengths = self.model.timebase.num_encoder_frames(lengths)
+        with self.encoder.step(feats, lengths, final, [stream.encoder for stream in ready]) as enc:
+            self.search.advance(
+                enc,
+                enc_lengths.to(enc.device),
+                [stream.num_encoded for stream in ready],
+                [stream.search for stream in ready],
+            )
         moved = []
-        for stream, chunk, frames, length, row in zip(ready, chunks, enc, enc_lengths.tolist(), encoded, strict=True):
+        for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths.tolist(), strict=True):
             stream.features.drop(len(chunk))
-            stream.encoder = row
             stream.num_encoded += length
+            if stream.is_finished:
+                self.encoder.end(stream.encoder)
             moved.append((stream, frames[:length]))
         return moved
 
@@ -243,25 +243,6 @@ class StreamingRecognizer:
         """Names the model's weights and configuration."""
         return snapshot.fingerprint(self.model)
 
-    def encoder_state(self, stream: Stream) -> EncoderState:
-        """A stream's encoder state, of batch size 1."""
-        return self._join([self._own(stream).encoder])
-
-    @torch.inference_mode()
-    def set_encoder_state(self, stream: Stream, state: EncoderState) -> None:
-        """The inverse of `encoder_state`. Raises ValueError for a state of other shapes."""
-        (self._own(stream).encoder,) = self._split(state)
-
-    @torch.inference_mode()
-    def _fresh_encoder(self) -> Tensor | EncoderState:
-        return self._split(self._fresh)[0]
-
-    def _join(self, encoders: list) -> EncoderState:
-        return EncoderState.stack(encoders) if self._rows is None else self._rows.join(encoders)
-
-    def _split(self, state: EncoderState) -> list:
-        return state.unstack() if self._rows is None else self._rows.split(state)
-
     def _own(self, stream: Stream) -> Stream:
         if stream.recognizer is not self:
             raise ValueError(
@@ -269,11 +250,3 @@ class StreamingRecognizer:
                 "streams of a batch share one recogniser"
             )
         return stream
-
-
-def as_context(model: Transducer, chunk: str | int | ChunkContext, left_context: int | None) -> ChunkContext:
-    """`full`, `640ms`, `0.64s` or 16 (encoder frames) with `left_context` in chunks (None = unlimited), or as it is.
-
-    Raises ValueError for a duration that is no whole number of the model's encoder frames.
-    """
-    return chunk if isinstance(chunk, ChunkContext) else ChunkContext.parse(chunk, left_context, model.timebase)

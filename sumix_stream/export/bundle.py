@@ -1,58 +1,15 @@
-"""What an exported bundle does, whatever its format: three functions of numpy arrays, and a plain search over them.
+"""A bundle run as plainly as can be, whatever its format: what a decoder makes of it is compared with this.
 
-B streams, W feature frames of a window, C encoder frames of a chunk, D encoder and P predictor channels, V tokens.
+T0 feature frames, T encoder frames, D encoder channels.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import torch
+
+from sumix_stream.model.bundle import Bundle
 
 MAX_SYMBOLS = 5  # tokens a frame may emit in `greedy`
-State = list[np.ndarray]  # streams on the first axis
-
-
-class Bundle(ABC):
-    """An exported model opened from its files by what will run them.
-
-    blank_id: in the bundle's numbering of tokens. window: feature frames. offset: added to the bundle's ids, modulo V,
-    gives the model's.
-    """
-
-    blank_id: int
-    window: int
-    offset: int = 0
-
-    @abstractmethod
-    def encode(self, feats: np.ndarray, lengths: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray, State]:
-        """feats (B, W, 80), lengths (B,) -> (B, C, D), (B,), next state."""
-
-    @abstractmethod
-    def predict(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """tokens (B,) -> (B, P), next state."""
-
-    @abstractmethod
-    def join(self, frames: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """(B, D), (B, P) -> logits (B, V)."""
-
-    @abstractmethod
-    def encoder_state(self, batch_size: int) -> State:
-        """Of streams that have not begun."""
-
-    @abstractmethod
-    def predictor_state(self, batch_size: int) -> State:
-        """Before the first blank."""
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """On the CPU, with as many threads as PyTorch uses."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors: quantised graphs bring remarks on what was not fused
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def encode_streams(bundle: Bundle, utterances: Sequence[np.ndarray]) -> list[np.ndarray]:

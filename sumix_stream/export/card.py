@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sumix_stream.config_reader import to_dict
-from sumix_stream.export.bundle import Bundle
 from sumix_stream.export.parity import Parity
+from sumix_stream.model.bundle import Bundle
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.timebase import format_duration

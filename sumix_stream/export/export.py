@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from sumix_stream.data.cuts import load_cuts, read_valid
 from sumix_stream.export import card, how_to, plain, program, sherpa
-from sumix_stream.export.bundle import Bundle
 from sumix_stream.export.card import Facts, Measured, Origin
 from sumix_stream.export.parity import Search, check_parity, read_utterances, synthetic_speech
 from sumix_stream.export.quantise import Score, check_budget, quantise, word_errors
 from sumix_stream.export.steps import EncoderStep
-from sumix_stream.model.checkpoint import write_directory_atomically
+from sumix_stream.model import bundle
+from sumix_stream.model.bundle import Bundle, OnnxBundle, SherpaBundle
+from sumix_stream.model.checkpoint import TOKENIZER, write_directory_atomically
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
@@ -31,9 +32,9 @@ class Format(NamedTuple):
 
 FORMATS = {
     "sherpa-onnx": Format(
-        sherpa.save, sherpa.SherpaBundle, (sherpa.ENCODER, sherpa.JOINER), how_to.sherpa_onnx, extra_frames=1
+        sherpa.save, SherpaBundle, (bundle.ENCODER, bundle.JOINER), how_to.sherpa_onnx, extra_frames=1
     ),
-    "onnx": Format(plain.save, plain.OnnxBundle, (plain.ENCODER, plain.JOINER), lambda _: how_to.ONNX, extra_frames=0),
+    "onnx": Format(plain.save, OnnxBundle, (bundle.ENCODER, bundle.JOINER), lambda _: how_to.ONNX, extra_frames=0),
     "torch-export": Format(program.save, program.ProgramBundle, (), lambda _: how_to.PROGRAM, extra_frames=0),
 }
 
@@ -83,6 +84,8 @@ def export_model(
         ValueError: for a context that cannot be exported, an existing `out`, an export that is not equal to the model
             within 1e-4 and token by token, and int8 weights that cost more than allowed.
     """
+    if not isinstance(model, Transducer):
+        raise ValueError("this model is a bundle already: export the checkpoint that it came from")
     out, form = Path(out), FORMATS[options.format]
     model = deepcopy(model).cpu().eval()
     EncoderStep(model.encoder, context)  # refuses before anything is read
@@ -94,6 +97,8 @@ def export_model(
 
     def write(folder: Path) -> None:
         form.save(folder, model, tokenizer, context)
+        if isinstance(tokenizer, Tokenizer):  # what cuts hotwords into tokens
+            (folder / TOKENIZER).write_bytes(tokenizer.to_bytes())
         parity = check_parity(form.open(folder), model, context, utterances, about, search)
         tell(str(parity))
         measured = []

@@ -4,23 +4,18 @@ B streams, W feature frames of a window, C encoder frames of a chunk, D encoder 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sumix_stream.export.bundle import Bundle, State, open_session
 from sumix_stream.export.graph import export_onnx
 from sumix_stream.export.steps import EncoderStep, JoinerStep, PredictorStep
 from sumix_stream.features import NUM_BINS
+from sumix_stream.model.bundle import ENCODER, JOINER, NEXT, PREDICTOR, TOKENS, UNLIMITED
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.tokenizer import Tokenizer
-
-ENCODER, PREDICTOR, JOINER, TOKENS = "encoder.onnx", "predictor.onnx", "joiner.onnx", "tokens.txt"
-NEXT = "next."  # before the name of a state, that of the state after the step
+from sumix_stream.tokenizer import BLANK_PIECE, Tokenizer
 
 
 def save(folder: Path, model: Transducer, tokenizer: Tokenizer, context: ChunkContext) -> None:
@@ -68,7 +63,7 @@ def geometry(model: Transducer, encoder: EncoderStep) -> dict[str, object]:
         "shift": encoder.window,  # feature frames from a step to the next
         "subsampling": model.timebase.subsampling,
         "chunk_size": encoder.context.chunk_size,  # encoder frames
-        "left_context": "unlimited" if left is None else left,  # chunks
+        "left_context": UNLIMITED if left is None else left,  # chunks
         "vocab_size": model.vocab_size,
         "blank_id": model.blank_id,
         "predictor_layers": model.predictor.lstm.num_layers,
@@ -79,35 +74,6 @@ def geometry(model: Transducer, encoder: EncoderStep) -> dict[str, object]:
 
 def write_tokens(path: Path, tokenizer: Tokenizer) -> None:
     """One piece a line with its id, blank first."""
-    lines = (f"{tokenizer.piece(i)} {i}\n" for i in range(tokenizer.vocab_size))
+    pieces = [BLANK_PIECE, *map(tokenizer.piece, range(1, tokenizer.vocab_size))]
+    lines = (f"{piece} {i}\n" for i, piece in enumerate(pieces))
     path.write_text("".join(lines), encoding="utf-8")
-
-
-class OnnxBundle(Bundle):
-    """The files in onnxruntime."""
-
-    def __init__(self, folder: Path) -> None:
-        self._encoder, self._predictor, self._joiner = (open_session(folder / f) for f in (ENCODER, PREDICTOR, JOINER))
-        meta = self._encoder.get_modelmeta().custom_metadata_map
-        self.window, self.blank_id = int(meta["window"]), int(meta["blank_id"])
-        self._lstm = int(meta["predictor_layers"]), int(meta["predictor_dim"])
-        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        self._fresh = {i.name: (i.shape[1:], types[i.type]) for i in self._encoder.get_inputs()[2:]}
-
-    def encoder_state(self, batch_size: int) -> State:
-        return [np.zeros((batch_size, *shape), dtype) for shape, dtype in self._fresh.values()]
-
-    def predictor_state(self, batch_size: int) -> State:
-        return [np.zeros((batch_size, *self._lstm), np.float32) for _ in range(2)]
-
-    def encode(self, feats: np.ndarray, lengths: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray, State]:
-        given: Mapping[str, np.ndarray] = dict(zip(self._fresh, state))
-        frames, frame_lengths, *after = self._encoder.run(None, {"feats": feats, "lengths": lengths, **given})
-        return frames, frame_lengths, after
-
-    def predict(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        out, *after = self._predictor.run(None, {"tokens": tokens, "hidden": state[0], "cell": state[1]})
-        return out, after
-
-    def join(self, frames: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        return self._joiner.run(None, {"frames": frames, "predicted": predicted})[0]

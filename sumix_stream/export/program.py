@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sumix_stream.export import plain
-from sumix_stream.export.bundle import Bundle, State
 from sumix_stream.export.graph import export_program, quiet
 from sumix_stream.export.steps import EncoderStep
+from sumix_stream.model.bundle import TOKENS, Bundle, State
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def save(folder: Path, model: Transducer, tokenizer: Tokenizer, context: ChunkCo
         about = {**plain.geometry(model, encoder), "inputs": inputs, "outputs": outputs}
         program = export_program(module, example, [0] * len(example))
         torch.export.save(program, folder / f"{name}.pt2", extra_files={GEOMETRY: json.dumps(about)})
-    plain.write_tokens(folder / plain.TOKENS, tokenizer)
+    plain.write_tokens(folder / TOKENS, tokenizer)
 
 
 class ProgramBundle(Bundle):

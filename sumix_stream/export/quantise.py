@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from sumix_stream.export.bundle import Bundle, encode_streams, greedy
+from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.graph import annotate
 from sumix_stream.features import fbank
+from sumix_stream.model.bundle import Bundle
 from sumix_stream.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -12,22 +12,18 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumix_stream.export.bundle import Bundle, State, open_session
 from sumix_stream.export.graph import export_onnx
 from sumix_stream.export.steps import EncoderStep, LstmStep
 from sumix_stream.features import NUM_BINS
+from sumix_stream.model.bundle import CACHES, DECODER, ENCODER, JOINER, LEFT_CONTEXT, SAMPLE_RATE, TOKENS, UNLIMITED
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import BLANK_PIECE, Tokenizer
-
-ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
-_CACHES = ("cache_last_channel", "cache_last_time", "cache_last_channel_len")
 
 
 def save(folder: Path, model: Transducer, tokenizer: Tokenizer, context: ChunkContext) -> None:
@@ -39,8 +35,8 @@ def save(folder: Path, model: Transducer, tokenizer: Tokenizer, context: ChunkCo
         (torch.randn(2, NUM_BINS, encoder.step.window), torch.full((2,), encoder.step.window), *caches),
         [0, 0, 0, 0, 0],
         folder / ENCODER,
-        inputs=["audio_signal", "length", *_CACHES],
-        outputs=["outputs", "encoded_lengths", *(f"{name}_next" for name in _CACHES)],
+        inputs=["audio_signal", "length", *CACHES],
+        outputs=["outputs", "encoded_lengths", *(f"{name}_next" for name in CACHES)],
         metadata=_metadata(model, encoder),
     )
     states = torch.zeros(model.predictor.lstm.num_layers, 2, model.predictor.dim)
@@ -155,43 +151,8 @@ class SherpaJoiner(nn.Module):
         return self.joiner(frames.mT.unsqueeze(2), predicted.mT.unsqueeze(1))
 
 
-class SherpaBundle(Bundle):
-    """The files in onnxruntime, under sherpa-onnx's names."""
-
-    offset = 1
-
-    def __init__(self, folder: Path) -> None:
-        self._encoder, self._decoder, self._joiner = (open_session(folder / f) for f in (ENCODER, DECODER, JOINER))
-        meta = self._encoder.get_modelmeta().custom_metadata_map
-        self.window, self.blank_id = int(meta["window_size"]), int(meta["vocab_size"])
-        self._caches = [tuple(int(meta[f"{name}_dim{i}"]) for i in (1, 2, 3)) for name in _CACHES[:2]]
-        self._lstm = int(meta["pred_rnn_layers"]), int(meta["pred_hidden"])
-
-    def encoder_state(self, batch_size: int) -> State:
-        caches = [np.zeros((batch_size, *dims), np.float32) for dims in self._caches]
-        return [*caches, np.zeros(batch_size, np.int64)]
-
-    def predictor_state(self, batch_size: int) -> State:
-        return [np.zeros((batch_size, *self._lstm), np.float32) for _ in range(2)]
-
-    def encode(self, feats: np.ndarray, lengths: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray, State]:
-        given = dict(zip(("audio_signal", "length", *_CACHES), (feats.transpose(0, 2, 1), lengths, *state)))
-        frames, frame_lengths, *after = self._encoder.run(None, given)
-        return frames.transpose(0, 2, 1), frame_lengths, after
-
-    def predict(self, tokens: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        targets = tokens.astype(np.int32)[:, None]
-        hidden, cell = (part.transpose(1, 0, 2) for part in state)
-        given = {"targets": targets, "target_length": np.ones(len(tokens), np.int32)}
-        out, _, *after = self._decoder.run(None, {**given, "states.1": hidden, "states.2": cell})
-        return out[:, :, 0].copy(), [part.transpose(1, 0, 2).copy() for part in after]
-
-    def join(self, frames: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        given = {"encoder_outputs": frames[:, :, None], "decoder_outputs": predicted[:, :, None]}
-        return self._joiner.run(None, given)[0][:, 0, 0]
-
-
 def _metadata(model: Transducer, encoder: SherpaEncoder) -> dict[str, object]:
+    left = encoder.step.context.left_context
     dims = {f"{name}_dim{i + 1}": size for name, sizes in encoder.dims.items() for i, size in enumerate(sizes)}
     return {
         "vocab_size": model.vocab_size - 1,  # NeMo does not count blank
@@ -202,6 +163,8 @@ def _metadata(model: Transducer, encoder: SherpaEncoder) -> dict[str, object]:
         "pred_rnn_layers": model.predictor.lstm.num_layers,
         "pred_hidden": model.predictor.dim,
         **dims,
+        SAMPLE_RATE: model.timebase.sample_rate,
+        LEFT_CONTEXT: UNLIMITED if left is None else left,
     }
 
 

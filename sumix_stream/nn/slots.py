@@ -27,6 +27,7 @@ class EncoderSlots:
         encoder: in evaluation mode, on its device; parameters changed later in place are seen, replaced ones are not.
         context: a chunk size in encoder frames and a left context in chunks.
         cuda_graph: None = on CUDA devices.
+        can_undo: keep the states before the last step too, for `undo`.
 
     Raises:
         ValueError: for a context that cannot stream, a state that grows (attention without a window) under a graph, a
@@ -35,7 +36,13 @@ class EncoderSlots:
 
     @torch.inference_mode()
     def __init__(
-        self, encoder: ConformerEncoder, context: ChunkContext, num_slots: int, *, cuda_graph: bool | None = None
+        self,
+        encoder: ConformerEncoder,
+        context: ChunkContext,
+        num_slots: int,
+        *,
+        cuda_graph: bool | None = None,
+        can_undo: bool = False,
     ) -> None:
         if encoder.training:
             raise ValueError(
@@ -49,6 +56,7 @@ class EncoderSlots:
         self.encoder, self.context, self.num_slots = encoder, context, num_slots
         self._fresh = encoder.init_state(1, context)
         self._state = encoder.init_state(num_slots, context)
+        self._before = encoder.init_state(num_slots, context) if can_undo else None
         self._feats = torch.zeros(num_slots, encoder.window(context), NUM_BINS, device=device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -90,6 +98,22 @@ class EncoderSlots:
         return self._out
 
     @torch.inference_mode()
+    def undo(self) -> None:
+        """Put all slots back to where they were before the last step. Raises ValueError without `can_undo`."""
+        if self._before is None:
+            raise ValueError("these slots were made without can_undo=True")
+        states.map_states(Tensor.copy_, self._state, self._before)
+
+    @torch.inference_mode()
+    def adopt(self, other: "EncoderSlots") -> None:
+        """Take over the streams of fewer slots, under the same numbers."""
+        if other.context != self.context or other.num_slots > self.num_slots:
+            raise ValueError(
+                f"{other.num_slots} slots of context {other.context} do not fit {self.num_slots} of {self.context}"
+            )
+        states.map_states(lambda mine, theirs: mine[: other.num_slots].copy_(theirs), self._state, other._state)
+
+    @torch.inference_mode()
     def reset(self, slots: Sequence[int]) -> None:
         """Give slots to new streams."""
         for slot in slots:
@@ -114,6 +138,8 @@ class EncoderSlots:
             raise ValueError(f"slot must be in 0..{self.num_slots - 1}, got {slot}")
 
     def _advance(self) -> tuple[Tensor, Tensor]:
+        if self._before is not None:
+            states.map_states(Tensor.copy_, self._before, self._state)
         active = self._lengths > 0
         out, out_lengths, state = self.encoder.step(self._feats, self._lengths, self._state, final=True)
 

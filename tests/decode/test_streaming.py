@@ -8,10 +8,11 @@ import pytest
 import torch
 from talkative import LetterTokenizer, sound, talkative_model
 
+from sumix_stream.decode.encoders import as_context
 from sumix_stream.decode.greedy import Emissions
 from sumix_stream.decode.offline import transcribe_batch
 from sumix_stream.decode.search import GreedySearch
-from sumix_stream.decode.streaming import Stream, StreamingRecognizer, as_context
+from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
 

@@ -104,4 +104,4 @@ def test_a_gpu_gives_the_cpu_s_tokens():
     moved.feed(16_000, samples[:20_001])
     fingerprint_of_cpu = make()
     restored = fingerprint_of_cpu.restore(moved.snapshot())
-    assert restored.encoder.device == torch.device("cpu")
+    assert restored.encoder.state.device == torch.device("cpu")

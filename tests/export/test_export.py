@@ -19,6 +19,7 @@ from sumix_stream.export import sherpa
 from sumix_stream.export.export import FORMATS, ExportOptions, export_model
 from sumix_stream.export.parity import ParityError, check_parity, synthetic_speech
 from sumix_stream.export.quantise import BudgetError, check_budget, quantise
+from sumix_stream.model.bundle import SherpaBundle
 from sumix_stream.nn.chunking import ChunkContext
 
 CONTEXT = ChunkContext(8, 2)
@@ -28,8 +29,11 @@ CONTEXT = ChunkContext(8, 2)
 def made_once(monkeypatch: pytest.MonkeyPatch, bundle):
     """Exports of this context copy the session's files instead of making them again."""
 
+    made = bundle("sherpa-onnx", "fast", CONTEXT)
+
     def save(folder: Path, model, tokenizer, context) -> None:
-        for file in bundle("sherpa-onnx", "fast", context).iterdir():
+        assert context == CONTEXT
+        for file in made.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
     form = FORMATS["sherpa-onnx"]._replace(save=save)
@@ -82,7 +86,7 @@ def test_an_export_is_described_and_its_sums_hold(made_once, tmp_path, search):
     assert card["files"].keys() == {"encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"}
     for name, about in card["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == about["sha256"]
-    opened = sherpa.SherpaBundle(out)
+    opened = SherpaBundle(out)
     held = [*opened.encoder_state(1), *opened.predictor_state(1)]
     assert card["state_bytes"] == sum(part.nbytes for part in held)
     readme = (out / "README.md").read_text()
@@ -109,7 +113,7 @@ def test_a_wrong_export_is_found_and_leaves_nothing(file, made_once, monkeypatch
 
 
 def test_parity_holds_encoder_frames_to_the_tolerance(bundle, search):
-    model, opened = talkative_model(), sherpa.SherpaBundle(bundle("sherpa-onnx", "fast", CONTEXT))
+    model, opened = talkative_model(), SherpaBundle(bundle("sherpa-onnx", "fast", CONTEXT))
     utterances = [sound(1.0)]
     assert check_parity(opened, model, CONTEXT, utterances, "sound", search).num_frames == 25
     encode = opened.encode
@@ -184,7 +188,7 @@ def test_quantised_products_are_near_the_originals(bundle, tmp_path):
     quantise(file)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in source.iterdir())
     frames, predicted = torch.randn(4, 32).numpy(), torch.randn(4, 24).numpy()
-    exact, close = (sherpa.SherpaBundle(folder).join(frames, predicted) for folder in (source, tmp_path))
+    exact, close = (SherpaBundle(folder).join(frames, predicted) for folder in (source, tmp_path))
     assert 0 < np.abs(exact - close).max() < 0.1 * np.abs(exact).max()
 
 
