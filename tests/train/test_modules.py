@@ -1,11 +1,11 @@
 import pytest
 import torch
+from train.fakes import FakeModel
 
 from sumix_stream.config import TrainConfig
 from sumix_stream.model.build import build_model
 from sumix_stream.train.modules import ModuleProbe, part_of
 from sumix_stream.train.optim import make_optimizer
-from train.fakes import FakeModel
 
 
 def test_parts_of_the_real_model():
