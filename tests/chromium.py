@@ -72,12 +72,14 @@ class PageError(AssertionError):
 
 
 class Page:
-    """One tab. `errors` holds what the page's script threw, or what its policy stopped."""
+    """One tab. `errors`: what its script threw, or its policy stopped; `received`: text of websockets, once the domain
+    Network is enabled."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection, self._numbers = connection, itertools.count(1)
         self._waiting: dict[int, asyncio.Future] = {}
         self.errors: list[str] = []
+        self.received: list[str] = []
 
     async def call(self, method: str, **params: object) -> dict[str, Any]:
         """One command of the DevTools protocol."""
@@ -102,6 +104,8 @@ class Page:
         elif message["method"] == "Runtime.exceptionThrown":
             details = message["params"]["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description", details["text"]))
+        elif message["method"] == "Network.webSocketFrameReceived":
+            self.received.append(message["params"]["response"]["payloadData"])
         elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["source"] == "security":
             self.errors.append(message["params"]["entry"]["text"])
 

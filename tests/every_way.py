@@ -1,0 +1,273 @@
+"""The same audio through every way from samples to tokens, each held to the masked forward of the whole utterance.
+
+From the repository's root, on a trained model and real recordings, all of them joined and cut into utterances:
+
+    PYTHONPATH=tests .venv/bin/python tests/every_way.py --checkpoint EXP --audio FILE... --out TABLE.md
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import chromium
+import numpy as np
+import soundfile
+import stock_sherpa
+from serving import RATE, serving, uri
+
+import sumix_stream as sx
+from sumix_stream.decode.beam_search import make_search
+from sumix_stream.decode.endpoint import Endpointing
+from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.decode.offline import transcribe_batch
+from sumix_stream.decode.options import SearchOptions
+from sumix_stream.decode.recognizer import Recognizer
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.export.bundle import encode_streams, greedy
+from sumix_stream.export.export import FORMATS
+from sumix_stream.features import fbank
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.serve.client import transcribe
+
+FORMAT = FORMATS["sherpa-onnx"]
+SEARCH = SearchOptions(max_symbols=stock_sherpa.MAX_SYMBOLS)
+SECONDS = (0.3, 0.7, 2.0, 7.5, 20.0, 60.0, 300.0)
+PUSHES = (1, 33, 1600, 7, 160_000, 4801, 333)  # samples, in turn
+SPACE, MARK = " ", "▁"  # sherpa-onnx shows the mark of a word's beginning as a space
+
+Tokens = list[str]
+
+
+class Row(NamedTuple):
+    """One utterance under one context: its tokens by the whole-utterance forward, and who found the same."""
+
+    context: ChunkContext
+    seconds: float
+    num_tokens: int
+    same: dict[str, bool]
+
+
+class Ways:
+    """A recogniser under one context, its bundle, and utterances: int16 (S,) at 16 kHz.
+
+    Every method gives the tokens of each utterance; the name of one is how it is reported.
+    """
+
+    def __init__(
+        self, recognizer: Recognizer, context: ChunkContext, bundle: Path, audio: Sequence[np.ndarray]
+    ) -> None:
+        self.recognizer, self.context, self.bundle, self.audio = recognizer, context, bundle, audio
+        self.floats = [samples / np.float32(32768) for samples in audio]
+        self.padded = [stock_sherpa.padded(samples, context) for samples in self.floats]
+
+    def whole(self, padded: bool = False) -> list[Tokens]:
+        """The masked forward. Of padded audio: up to the end of the last chunk that sherpa-onnx decodes."""
+        found = []
+        for samples, longer in zip(self.floats, self.padded):
+            (whole,) = self._transcribe([longer if padded else samples])
+            chunk = self.recognizer.model.timebase.encoder_frame_samples * self.context.chunk_size
+            end = len(longer) // chunk * chunk / RATE if padded else np.inf
+            found.append([piece for piece, time in zip(self._pieces(whole), whole.timestamps) if time < end - 1e-6])
+        return found
+
+    def _transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Hypothesis]:
+        return transcribe_batch(self.recognizer.model, self.recognizer.tokenizer, waveforms, self.context, SEARCH)
+
+    def _pieces(self, hypothesis: Hypothesis) -> Tokens:
+        return [self.recognizer.tokenizer.piece(token) for token in hypothesis.tokens]
+
+    def streaming(self, recognizer: Recognizer | None = None) -> StreamingRecognizer:
+        recognizer = recognizer or self.recognizer
+        search = make_search(recognizer.model, SEARCH)
+        return recognizer.streaming(
+            self.context, self.context.left_context, search=search, endpointing=Endpointing.sherpa()
+        )
+
+    def batched(self) -> list[Tokens]:
+        return [self._pieces(whole) for whole in self._transcribe(self.floats)]
+
+    def alone(self) -> list[Tokens]:
+        """A stream of its own, in packets of 100 ms."""
+        found = []
+        for samples in self.audio:
+            stream = self.streaming().create_stream()
+            for start in range(0, len(samples), RATE // 10):
+                stream.feed(RATE, samples[start : start + RATE // 10])
+            found.append(self._pieces(stream.finish()))
+        return found
+
+    def together(self) -> list[Tokens]:
+        """All at once in odd packets, each stream begun three rounds after the one before it."""
+        recognizer = self.streaming()
+        streams = [recognizer.create_stream() for _ in self.audio]
+        rest = [_odd(samples, i) for i, samples in enumerate(self.audio)]
+        for turn in count():
+            for i, stream in enumerate(streams):
+                if turn >= 3 * i and not stream.features.finished:
+                    packet = next(rest[i], None)
+                    if packet is None:
+                        recognizer.input_finished(stream)
+                    else:
+                        recognizer.accept_waveform(stream, RATE, packet)
+            moved = recognizer.decode(streams)
+            if not moved and all(stream.is_finished for stream in streams):
+                return [self._pieces(stream.result()) for stream in streams]
+
+    def onnx(self) -> list[Tokens]:
+        bundle, feats = FORMAT.open(self.bundle), [fbank(samples).numpy() for samples in self.floats]
+        found = greedy(bundle, encode_streams(bundle, feats), SEARCH.max_symbols)
+        return [[self.recognizer.tokenizer.piece(token) for token in tokens] for tokens in found]
+
+    def stock_python(self) -> list[Tokens]:
+        return _marked(stock_sherpa.recognise(self.bundle, self.padded)[0])
+
+    def stock_cpp(self) -> list[Tokens]:
+        with stock_sherpa.stock_server(self.bundle) as port:
+            return _marked(stock_sherpa.ask(port, self.padded, 600))
+
+    def ours(self, model: Recognizer | None = None) -> list[Tokens]:
+        """Our server, a connection for each utterance at once, with endpoints."""
+
+        async def all_together() -> list[Tokens]:
+            async with serving(self.streaming(model)) as (_, port):
+                sizes = (0.1, 0.37, 1.0, 0.02)
+                asked = (
+                    transcribe(uri(port), samples, packet_seconds=sizes[i % len(sizes)])
+                    for i, samples in enumerate(self.audio)
+                )
+                found = await asyncio.gather(*asked)
+            return [[piece for final in one.segments for piece in final["tokens"]] for one in found]
+
+        return asyncio.run(all_together())
+
+    def ours_bundle(self) -> list[Tokens]:
+        return self.ours(sx.load(self.bundle))
+
+    def page(self, browser: chromium.Browser) -> list[Tokens]:
+        """The browser's page, given the utterance as a file. Raises AssertionError where it shows other words than it
+        was sent."""
+
+        async def one_by_one() -> list[Tokens]:
+            found = []
+            with tempfile.TemporaryDirectory() as folder:
+                async with serving(self.streaming()) as (_, port):
+                    for i, samples in enumerate(self.audio):
+                        soundfile.write(f"{folder}/{i}.wav", samples, RATE)
+                        async with chromium.tab(browser, f"http://127.0.0.1:{port}/") as page:
+                            found.append(await _drop(page, Path(f"{folder}/{i}.wav")))
+            return found
+
+        return asyncio.run(one_by_one())
+
+
+async def _drop(page: chromium.Page, path: Path) -> Tokens:
+    await page.call("Network.enable")
+    await page.drop_file(path, 300, 400)
+    await page.until("document.getElementById('state').textContent.startsWith('Done')", 600)
+    finals = [message for message in map(json.loads, page.received) if message["type"] == "final"]
+    shown = await page.evaluate("[...document.querySelectorAll('#final .w')].map(word => word.textContent)")
+    assert shown == [word["text"] for final in finals for word in final["words"]]
+    return [piece for final in finals for piece in final["tokens"]]
+
+
+def _odd(samples: np.ndarray, first: int) -> Iterator[np.ndarray]:
+    start = 0
+    for turn in count(first):
+        if start >= len(samples):
+            return
+        size = PUSHES[turn % len(PUSHES)]
+        yield samples[start : start + size]
+        start += size
+
+
+def _marked(found: Sequence[Tokens]) -> list[Tokens]:
+    return [[piece.replace(SPACE, MARK) for piece in tokens] for tokens in found]
+
+
+def compare(
+    recognizer: Recognizer, context: ChunkContext, audio: Sequence[np.ndarray], browser: chromium.Browser | None
+) -> list[Row]:
+    """Every way that this machine has: without `browser` no page, without its program no stock server."""
+    with tempfile.TemporaryDirectory() as folder:
+        FORMAT.save(Path(folder), recognizer.model, recognizer.tokenizer, context)
+        ways = Ways(recognizer, context, Path(folder), audio)
+        expected, longer = ways.whole(), ways.whole(padded=True)
+        found = {
+            "whole, in a batch": (ways.batched(), expected),
+            "stream": (ways.alone(), expected),
+            "streams, odd packets": (ways.together(), expected),
+            "ONNX Runtime": (ways.onnx(), expected),
+            "our server": (ways.ours(), expected),
+            "our server, bundle": (ways.ours_bundle(), expected),
+            "sherpa-onnx, Python": (ways.stock_python(), longer),
+        }
+        if stock_sherpa.PROGRAM is not None:
+            found["sherpa-onnx, C++ server"] = ways.stock_cpp(), longer
+        if browser is not None:
+            found["page in Chromium"] = ways.page(browser), expected
+    return [
+        Row(
+            context,
+            len(samples) / RATE,
+            len(tokens),
+            {name: theirs[i] == ours[i] for name, (theirs, ours) in found.items()},
+        )
+        for i, (samples, tokens) in enumerate(zip(audio, expected))
+    ]
+
+
+def table(rows: Sequence[Row], recognizer: Recognizer) -> str:
+    """Markdown: = where the tokens are those of the whole utterance, DIFFER where not."""
+    names = list(rows[0].same)
+    lines = [f"| left context | seconds | tokens | {' | '.join(names)} |", "|---|--:|--:|" + ":-:|" * len(names)]
+    for row in rows:
+        chunk = 1000 * recognizer.model.timebase.encoder_frame_time(row.context.chunk_size)
+        left = "unlimited" if row.context.left_context is None else f"{row.context.left_context} chunks"
+        cells = ["=" if row.same[name] else "DIFFER" for name in names]
+        lines.append(f"| {left} of {chunk:.0f} ms | {row.seconds:g} | {row.num_tokens} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cut(paths: Sequence[Path], seconds: Sequence[float]) -> list[np.ndarray]:
+    """Utterances, int16 (S,) at 16 kHz, of these lengths out of recordings joined together: the loudest stretches."""
+    from sumix_stream.audio import read_audio, resample
+
+    joined = np.concatenate([resample(*read_audio(path)) for path in paths])
+    sums = np.concatenate([[0.0], np.cumsum(np.square(joined, dtype=np.float64))])
+    found = []
+    for length in (round(RATE * one) for one in seconds):
+        if length > len(joined):
+            raise ValueError(f"the recordings hold {len(joined) / RATE:.1f} s, too little for {length / RATE:g} s")
+        start = int(np.argmax(sums[length:] - sums[: len(sums) - length]))
+        found.append(np.round(32767 * joined[start : start + length]).astype(np.int16))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="experiment directory or checkpoint directory")
+    add("--audio", required=True, nargs="+", type=Path, help="recordings")
+    add("--seconds", nargs="+", type=float, default=SECONDS, help="lengths of the utterances; default 0.3 s to 5 min")
+    add("--chunk", default="640ms", help="chunk size; default 640ms")
+    add("--left-context", nargs="+", default=["4", "unlimited"], help="chunks, or unlimited; default 4 unlimited")
+    add("--out", required=True, type=Path, help="the table, in Markdown")
+    args = parser.parse_args()
+    recognizer, audio, rows = sx.load(args.checkpoint), cut(args.audio, args.seconds), []
+    with chromium.chromium() as browser:
+        for left in args.left_context:
+            context = recognizer.context(args.chunk, None if left == "unlimited" else int(left))
+            rows += compare(recognizer, context, audio, browser)
+    args.out.write_text(table(rows, recognizer), encoding="utf-8")
+    print(args.out.read_text(encoding="utf-8"))
+    return 0 if all(all(row.same.values()) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""One function, many ways to it: the tokens are the same whichever way the audio takes."""
+
+import chromium
+import numpy as np
+import pytest
+from every_way import compare, table
+from talkative import LetterTokenizer, sound, talkative_model
+
+from sumix_stream.decode.recognizer import Recognizer
+from sumix_stream.nn.chunking import ChunkContext
+
+pytest.importorskip("sherpa_onnx")
+
+SECONDS = (0.3, 0.32, 1.7, 8.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [ChunkContext(8, 2), ChunkContext(16, None)], ids=str)
+def test_every_way_gives_the_same_tokens(context):
+    recognizer = Recognizer(talkative_model(), LetterTokenizer())
+    audio = [(32767 * sound(seconds, seed=i)).astype(np.int16) for i, seconds in enumerate(SECONDS)]
+    if chromium.PROGRAM is None:
+        rows = compare(recognizer, context, audio, None)
+    else:
+        with chromium.chromium() as browser:
+            rows = compare(recognizer, context, audio, browser)
+    assert [row.same for row in rows] == [dict.fromkeys(rows[0].same, True)] * len(audio), table(rows, recognizer)
+    assert len(rows[0].same) >= 7 and min(row.num_tokens for row in rows) > 0 and rows[-1].num_tokens > 50
