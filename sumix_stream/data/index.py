@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,11 +81,6 @@ def num_tokens(cut: Cut, tokenizer: Tokenizer) -> int:
     return UNKNOWN if tokenizer.unk_id in tokens else len(tokens)
 
 
-def _columns(rows: Sequence[tuple[float, int, int]]) -> Columns:
-    duration, tokens, speaker = zip(*rows, strict=True)
-    return Columns(np.array(duration, np.float64), np.array(tokens, np.int32), np.array(speaker, np.uint32))
-
-
 class _InMemory:
     """Cuts that were not read from manifests: held as they are."""
 
@@ -92,7 +88,8 @@ class _InMemory:
         self._cuts = list(cuts)
         if not self._cuts:
             raise ManifestError("no cut is left to train on: the CutSet is empty")
-        self.columns = _columns([measure(cut, tokenizer) for cut in self._cuts])
+        columns = zip(*(measure(cut, tokenizer) for cut in self._cuts), strict=True)
+        self.columns = Columns(*map(np.array, columns, (np.float64, np.int32, np.uint32)))
 
     def read(self, number: int) -> Cut:
         return self._cuts[number]
@@ -148,20 +145,20 @@ class _Indexed:
         key = _key(self._source.files())
         aside = Path(tempfile.mkdtemp(prefix=f"{key}.part.", dir=place))
         try:
-            rows, located = [], []
+            columns, located = Columns(*map(array, "diI")), Located(*map(array, "q" * len(Located._fields)))
             with tqdm(desc=f"{self.path.name}: index", unit="cut", disable=None) as bar:
                 for cut, where in self._source.survey(aside):
-                    rows.append(measure(cut, tokenizer))
-                    located.append(where)
+                    for column, value in zip(columns + located, measure(cut, tokenizer) + where, strict=True):
+                        column.append(value)
                     bar.update()
-            if not rows:
+            if not columns.duration:
                 raise ManifestError(f"{self.path}: no cuts in it; {remedy(self.path)}")
-            columns = _columns(rows)
-            arrays = Located(*map(np.array, zip(*located, strict=True)))
+            arrays = {name: np.array(column) for name, column in {**columns._asdict(), **located._asdict()}.items()}
+            tokens = arrays.pop("num_tokens")
             with open(aside / "cuts.npz", "wb") as file:
-                np.savez_compressed(file, duration=columns.duration, speaker=columns.speaker, **arrays._asdict())
+                np.savez_compressed(file, **arrays)
                 _sync(file)
-            _save_tokens(aside / tokens_name, columns.num_tokens)
+            _save_tokens(aside / tokens_name, tokens)
             aside.chmod(0o755)
             if key != _key(self._source.files()):
                 raise ManifestError(f"{self.path}: it was changed while it was read; run again")

@@ -1,5 +1,8 @@
 """Which utterances make each batch of an epoch: arrays, a function of the cuts' lengths and (seed, epoch) alone.
 
+Lhotse's samplers go on in an epoch by drawing all of it again (1.33), or from a state that every rank saves, over
+uncompressed manifests (2.0, pre-release). A plan has no state, and knows its largest batches beforehand.
+
 Nothing is drawn but raw bits of PCG64 seeded by a SeedSequence, whose streams NumPy keeps from version to version.
 
 N cuts, R utterances, G batches (of all ranks).
