@@ -308,11 +308,13 @@ class TrainConfig:
     valid_chunk_size: str = "640ms"
     valid_left_context: int | None = 4
     save_interval: int = 500  # steps
+    save_minutes: float | None = None  # save also when the last save is so long ago
     keep_best: int = 1
     keep_last: int = 2  # checkpoints; should the last one be damaged, the one before it serves
     average: str = "none"  # none | ema | growing: running average of the weights, for validation and recognition
     ema_decay: float = 0.999  # of ema: what the old average keeps each step
     average_age: float = 0.1  # of growing: mean age of the averaged weights, as a share of the steps so far
+    try_worst_batches: int | None = None  # of the largest, before training; None = 3 on a GPU, none on a CPU
     max_bad_steps: int = 20  # consecutive steps with a non-finite loss or gradient before the run stops
 
     def __post_init__(self) -> None:
@@ -325,7 +327,8 @@ class TrainConfig:
         _require_choice(self, "average", ("none", "ema", "growing"))
         _require_range(self, "ema_decay", 0, 1, open_ends=True)
         _require(self, "average_age", 0 < self.average_age <= 0.5, "above 0 and at most 0.5 (all steps alike)")
-        _require_range(self, "learning_rate clip_norm", 0, open_ends=True)
+        _require_range(self, "learning_rate clip_norm save_minutes", 0, open_ends=True)
+        _require_range(self, "try_worst_batches", 0)
         _require_range(self, "warmup_fraction final_lr_fraction", 0, 1)
         _require_range(self, "weight_decay", 0)
         _require_choice(self, "precision", ("32-true", "bf16-mixed", "16-mixed"))

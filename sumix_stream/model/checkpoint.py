@@ -6,11 +6,13 @@ An experiment directory holds::
                               average.safetensors running average of the weights, where training keeps one
                               config.yaml         model configuration, vocabulary size
                               tokenizer.model     sentencepiece
+                              SHA256SUMS          of all these, checked whenever one is read
                               ...                 what the trainer needs to go on (sumix_stream.train.state)
     best.txt, last.txt                            each names a step directory
 """
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from sumix_stream.config import ConfigError, ModelConfig
 from sumix_stream.config_reader import from_dict, to_dict
 from sumix_stream.model.build import build_model
+from sumix_stream.model.checksums import SUMS, fault, read_sums, write_sums
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.tokenizer import Tokenizer
 
@@ -34,6 +37,7 @@ AVERAGE = "average.safetensors"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 FORMAT = 1
+LOGGER = logging.getLogger("sumix_stream")
 
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
 
@@ -42,10 +46,14 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, of another model or not to be written; names the file and the remedy."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is missing or not what was saved; another checkpoint may be good."""
+
+
 def save_model(directory: Path, model: Transducer, tokenizer: Tokenizer, extra: dict[str, Any] | None = None) -> None:
     """Write a model that `load_model` reads into an existing directory.
 
-    For a checkpoint that appears whole or not at all, call it inside `write_directory_atomically`.
+    For a checkpoint that appears whole or not at all, call it inside `write_checkpoint`.
 
     Args:
         extra: plain values for people to read (steps, error rate); kept under the key `extra` of config.yaml.
@@ -66,6 +74,7 @@ def load_model(path: str | Path, *, averaged: bool = True) -> tuple[Transducer, 
         CheckpointError: a file is missing, damaged, or does not fit the others.
     """
     directory = resolve_checkpoint(path)
+    note_missing_sums(directory)
     description = load_yaml(directory / CONFIG)
     try:
         vocab_size, config = int(description["vocab_size"]), from_dict(ModelConfig, description["model"])
@@ -84,7 +93,7 @@ def model_tensors(directory: Path, *, averaged: bool = True) -> dict[str, Tensor
     Raises CheckpointError when a file is missing or damaged.
     """
     tensors, average = load_tensors(Path(directory) / WEIGHTS), Path(directory) / AVERAGE
-    return tensors | load_tensors(average) if averaged and average.is_file() else tensors
+    return tensors | load_tensors(average) if averaged and belongs(average) else tensors
 
 
 def load_weights(model: nn.Module, directory: Path, *, averaged: bool = False) -> None:
@@ -120,11 +129,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a safetensors file, on the CPU. Raises CheckpointError when it is missing or damaged."""
     path = Path(path)
-    _require(path)
+    require(path)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated ({error}): {_other_copy(path.parent)}") from error
+        raise DamagedCheckpoint(f"{path} is damaged or truncated ({error}): {_other_copy(path.parent)}") from error
 
 
 def save_yaml(path: Path, data: dict[str, Any]) -> None:
@@ -134,18 +143,53 @@ def save_yaml(path: Path, data: dict[str, Any]) -> None:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping that `save_yaml` wrote. Raises CheckpointError when it is missing, damaged or of another format."""
-    _require(path)
+    require(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {_other_copy(path.parent)}") from error
+        raise DamagedCheckpoint(f"{path} is damaged ({error}): {_other_copy(path.parent)}") from error
     if not isinstance(data, dict) or "format" not in data:
-        raise CheckpointError(f"{path} is truncated: {_other_copy(path.parent)}")
+        raise DamagedCheckpoint(f"{path} is truncated: {_other_copy(path.parent)}")
     if data["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {data['format']}, this version reads {FORMAT}: use the sumix-stream that wrote it"
         )
     return data
+
+
+def belongs(path: Path) -> bool:
+    """Whether a file that not every checkpoint has is there, or ought to be."""
+    return path.is_file() or path.name in (read_sums(path.parent) or ())
+
+
+def note_missing_sums(directory: Path) -> None:
+    """Tell the log of a checkpoint that cannot be verified."""
+    if directory.is_dir() and read_sums(directory) is None:
+        LOGGER.info(f"{directory} has no {SUMS} (it was saved by an earlier version): loaded without verifying it")
+
+
+def write_checkpoint(path: Path, writer: Callable[[Path], None]) -> None:
+    """`write_directory_atomically`, with the checksums of what `writer` wrote."""
+
+    def write(directory: Path) -> None:
+        writer(directory)
+        write_sums(directory)
+
+    write_directory_atomically(path, write)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a directory at once: killed half way, it leaves none that looks complete."""
+    aside = path.with_name(f".{path.name}.removed")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def remove_remnants(exp_dir: Path) -> None:
+    """Clear away what a killed process had not finished writing or removing."""
+    for pattern in (".step-*.partial", ".step-*.removed"):
+        for path in (Path(exp_dir) / "checkpoints").glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_directory_atomically(path: Path, writer: Callable[[Path], None]) -> None:
@@ -241,11 +285,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 def _load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     path = directory / TOKENIZER
-    _require(path)
+    require(path)
     try:
         tokenizer = Tokenizer.from_bytes(path.read_bytes())
     except (ValueError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {_other_copy(directory)}") from error
+        raise DamagedCheckpoint(f"{path} is damaged ({error}): {_other_copy(directory)}") from error
     if tokenizer.vocab_size != vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
@@ -254,9 +298,15 @@ def _load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _require(path: Path) -> None:
+def require(path: Path) -> None:
+    """Raise DamagedCheckpoint unless the file is there and, where its directory has checksums, is what was saved."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: {_other_copy(path.parent)}")
+        raise DamagedCheckpoint(f"{path} is missing: {_other_copy(path.parent)}")
+    if (wrong := fault(path)) is not None:
+        raise DamagedCheckpoint(
+            f"{path} is damaged or was changed ({wrong}): {_other_copy(path.parent)}; if you changed it on purpose, "
+            f"remove {SUMS}"
+        )
 
 
 def _other_copy(directory: Path) -> str:

@@ -7,6 +7,7 @@ without a word more between them.
 """
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +20,12 @@ from sumix_stream.config import RecipeConfig
 from sumix_stream.config_reader import to_dict
 from sumix_stream.data.batches import Batch
 from sumix_stream.losses.transducer import TransducerLoss, loss_scales
+from sumix_stream.model.checkpoint import CheckpointError
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext, ChunkSampler
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import state as run_state
+from sumix_stream.train.agreement import Agreement
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.division import FrameShares, batches_per_process, dropout_seed
 from sumix_stream.train.interrupt import Interrupts
@@ -34,12 +37,17 @@ from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.run_page import RunPage, system_facts
 from sumix_stream.train.state import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
+from sumix_stream.train.trial import try_batches
 
 
 class Loader(Protocol):
     """Batches of an epoch, fixed by (epoch, index); `skip` begins at a batch without reading any before."""
 
     def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
+
+    def worst_batches(self, number: int = 1) -> list[Batch]:
+        """Those that ask for the most memory."""
+        ...
 
 
 class Validation(Protocol):
@@ -109,68 +117,77 @@ class Trainer:
     def fit(self, resume: bool = True) -> FitResult:
         """Train up to `train.max_steps`, from the last checkpoint in the experiment directory if `resume`.
 
-        Without `resume` the outputs of an earlier run are moved to `previous-N`. SIGINT and SIGTERM finish the step,
-        save, and return. A resumed run repeats what an uninterrupted one does, bit for bit on the CPU.
+        Without `resume` the outputs of an earlier run are moved to `previous-N`. SIGINT and SIGTERM, to any of several
+        processes, finish the step (with several, the next), save, and return. A resumed run repeats what an
+        uninterrupted one does, bit for bit on the CPU. A damaged checkpoint is put aside for the one before it.
 
         Raises:
-            CheckpointError: a checkpoint cannot be read or written.
+            CheckpointError: no checkpoint can be read, or one cannot be written.
             DivergenceError: `train.max_bad_steps` steps in a row were skipped. The last checkpoint stays.
         """
-        saved_recipe = None
+        saved_recipe, damaged = None, []
         self.model.to(self.fabric.device)
         self._average = None if self.config.average == "none" else WeightAverage(self.model, self.config)
         if resume:
-            saved_recipe = self._restore()
+            saved_recipe, damaged = self._restore()
         elif self.fabric.is_global_zero:
             run_state.set_aside(self.exp_dir)
         self.fabric.barrier()
         self._wrapped, self._fabric_optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
         self._backward = BatchBackward(self.fabric, self._wrapped, self.model, self.recipe)
+        self._agreement = Agreement(self.fabric)
         self._buffer = StepBuffer(self.fabric)
         self._probe = ModuleProbe(self.model, self.config.clip_norm)
         self._log = RunLog(self.exp_dir, self.fabric, step=self.state.step, max_steps=self.config.max_steps)
         self._page = RunPage(self.exp_dir, self.recipe, self.tokenizer, self._valid_context, self._log.board)
         try:
             with Interrupts() as interrupts:
+                for message in damaged:
+                    LOGGER.warning(f"a damaged checkpoint was put aside (*.damaged): {message}")
                 self._announce(saved_recipe)
-                self._train(interrupts)
-            if self.fabric.is_global_zero and self.validate is None and interrupts.signum is None:
+                self._try_worst_batches()
+                signum = self._train(interrupts)
+            if self.fabric.is_global_zero and self.validate is None and signum is None:
                 self._page.write()
         finally:
             self._log.close()
-        return FitResult(self.state.step, self._wer, interrupts.signum)
+        return FitResult(self.state.step, self._wer, signum)
 
-    def _train(self, interrupts: Interrupts) -> None:
+    def _train(self, interrupts: Interrupts) -> int | None:
+        """Train to the end, or until a signal, which is returned; then all is saved."""
         config, state = self.config, self.state
         batches = self._buffer.timed(self._batches())
         self.model.train()
+        saved_at = time.monotonic()
         while state.step < config.max_steps:
             self._step([next(batches) for _ in range(self._accumulate)])
             self._log.advance()
+            overdue = config.save_minutes is not None and time.monotonic() - saved_at > 60 * config.save_minutes
+            signum, overdue = self._agreement.vote(interrupts.signum or 0, overdue)
             done = state.step == config.max_steps
             validating = self.validate is not None and (done or state.step % config.valid_interval == 0)
-            save = validating or done or state.step % config.save_interval == 0
-            if save or state.step % config.log_interval == 0:
+            save = validating or done or overdue or state.step % config.save_interval == 0
+            if save or signum or state.step % config.log_interval == 0:
                 self._report()
-            if self._must_stop(interrupts):
-                self._report()
-                self._save(wer=None)
-                name = signal.Signals(interrupts.signum).name if interrupts.signum else "a signal to another process"
-                LOGGER.info(f"stopped by {name} after step {state.step}; the same command again resumes from there")
-                return
-            if validating:
-                try:
-                    with interrupts.immediate() if self.fabric.world_size == 1 else nullcontext():
-                        self._validate()
-                except KeyboardInterrupt:
-                    self._save(wer=None)
-                    LOGGER.info(
-                        f"stopped while validating step {state.step}; the same command again resumes from there"
-                    )
-                    return
-            if save:
-                self._save(self._wer if validating else None)
+            if validating and not signum:
+                signum = self._validate(interrupts)
+            if save or signum:
+                self._save(self._wer if validating and not signum else None)
+                saved_at = time.monotonic()
                 self._buffer.restart_clock()
+            if signum:
+                name = signal.Signals(signum).name
+                LOGGER.info(f"stopped by {name} after step {state.step}; the same command again resumes from there")
+                return signum
+        return None
+
+    def _try_worst_batches(self) -> None:
+        number = self.config.try_worst_batches
+        if number is None:
+            number = 0 if self.fabric.device.type == "cpu" else 3
+        if number and self.state.step < self.config.max_steps:
+            batches = self.loader.worst_batches(number)
+            try_batches(self.fabric, self.model, self.optimizer, self.recipe, batches)
 
     def _step(self, batches: list[Batch]) -> None:
         """One update from one or more batches."""
@@ -271,30 +288,28 @@ class Trainer:
             f"is not finite. Try {'; '.join(remedies)}. The weights of {last or 'no checkpoint yet'} are good."
         )
 
-    def _must_stop(self, interrupts: Interrupts) -> bool:
-        """Whether a signal came. Several processes agree at log intervals, where they wait for each other anyway."""
-        if self.fabric.world_size == 1:
-            return interrupts.signum is not None
-        if self.state.step % self.config.log_interval:
-            return False
-        flag = torch.tensor(float(interrupts.signum is not None), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
-
-    def _validate(self) -> None:
-        """Word error rate by the first process; the others wait for it."""
-        wer = 0.0
+    def _validate(self, interrupts: Interrupts) -> int:
+        """Word error rate by the first process, for which the others wait; the signal that cut it short, else 0."""
+        wer, signum = self._wer, 0
         if self.fabric.is_global_zero:
             self.model.eval()
             try:
-                with torch.no_grad(), self._average.applied() if self._average else nullcontext():
+                with (
+                    interrupts.immediate(),
+                    torch.no_grad(),
+                    self._average.applied() if self._average else nullcontext(),
+                ):
                     result = self.validate(self.model)
                     self._page.draw(self.model, self.state.step)
+                wer = float(result.wer)
+                self._log.validation(self.state.step, result)
+                self._page.write()
+            except KeyboardInterrupt:
+                signum = interrupts.signum or signal.SIGINT
             finally:
                 self.model.train()
-            wer = float(result.wer)
-            self._log.validation(self.state.step, result)
-            self._page.write()
-        self._wer = self.fabric.broadcast(wer)
+        self._wer, signum = self.fabric.broadcast((wer, signum))
+        return signum
 
     def _save(self, wer: float | None) -> None:
         if self.fabric.is_global_zero:
@@ -311,18 +326,32 @@ class Trainer:
             )
         self.fabric.barrier()
 
-    def _restore(self) -> dict | None:
-        """Continue from the last checkpoint, if there is one; the recipe it was written with."""
-        directory = run_state.latest_checkpoint(self.exp_dir)
+    def _restore(self) -> tuple[dict | None, list[str]]:
+        """Continue from the newest sound checkpoint: the recipe it was written with (None without one), and what is
+        wrong with newer ones. The first process looks for it, the others read the same."""
+        fabric, directory, damaged, fault = self.fabric, None, [], None
+        if fabric.is_global_zero:
+            try:
+                directory, damaged = run_state.load_newest(self.exp_dir, self._load)
+            except CheckpointError as error:
+                fault = str(error)
+        directory, fault = fabric.broadcast((directory, fault))
+        if fault is not None:
+            raise CheckpointError(fault)
         if directory is None:
-            return None
-        self.state, description = run_state.load_checkpoint(directory, self.model, self.optimizer)
+            return None, damaged
+        if not fabric.is_global_zero:
+            self._load(directory)
+        return self._saved_recipe, damaged
+
+    def _load(self, directory: Path) -> None:
+        state, description = run_state.load_checkpoint(directory, self.model, self.optimizer)
         if self._average is not None:
             self._average.restore(run_state.load_average(directory))
         if description.get("precision"):
             self.fabric.strategy.precision.load_state_dict(description["precision"])
-        self._wer = description.get("wer")
-        return description.get("recipe") or {}
+        self.state, self._wer = state, description.get("wer")
+        self._saved_recipe = description.get("recipe") or {}
 
     def _announce(self, saved_recipe: dict | None) -> None:
         config, state = self.config, self.state

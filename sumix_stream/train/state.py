@@ -5,6 +5,7 @@ Beside the model (sumix_stream.model.checkpoint) a step directory holds `optimiz
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sumix_stream.config import RecipeConfig
 from sumix_stream.config_reader import to_dict
 from sumix_stream.model import checkpoint
-from sumix_stream.model.checkpoint import CheckpointError
+from sumix_stream.model.checkpoint import CheckpointError, DamagedCheckpoint
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.tokenizer import Tokenizer
 
@@ -70,15 +71,54 @@ def save_checkpoint(
         checkpoint.save_yaml(directory / TRAINER, description)
 
     if not path.exists():
-        checkpoint.write_directory_atomically(path, write)
-    checkpoint.point(exp_dir, "last", state.step)
-    best = ranking(exp_dir)[: recipe.train.keep_best]
-    if best:
-        checkpoint.point(exp_dir, "best", best[0][1])
+        checkpoint.write_checkpoint(path, write)
+    best = point_at_best_and_last(exp_dir, state.step)[: recipe.train.keep_best]
     saved = checkpoint.step_directories(exp_dir)
     for step in set(saved) - set(sorted(saved)[-recipe.train.keep_last :]) - {step for _, step in best}:
-        shutil.rmtree(saved[step])
+        checkpoint.remove_checkpoint(saved[step])
     return path
+
+
+def load_newest(exp_dir: Path, load: Callable[[Path], None]) -> tuple[Path | None, list[str]]:
+    """Load the newest checkpoint that is not damaged; which it is, and what is wrong with newer ones.
+
+    None when the experiment has no checkpoint. Damaged ones are moved to `step-N.damaged`, out of the run's way.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest sound one does not fit the run.
+    """
+    checkpoint.remove_remnants(exp_dir)
+    damaged: dict[Path, str] = {}
+    for step, directory in reversed(checkpoint.step_directories(exp_dir).items()):
+        try:
+            load(directory)
+        except DamagedCheckpoint as error:
+            damaged[directory] = str(error)
+            continue
+        for path in damaged:
+            target = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+        if damaged:
+            point_at_best_and_last(exp_dir, step)
+        return directory, list(damaged.values())
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {exp_dir} can be resumed from ({'; '.join(damaged.values())}). Put back one from a "
+            "copy, or start again with --no-resume, which moves them aside"
+        )
+    return None, []
+
+
+def point_at_best_and_last(exp_dir: Path, last: int) -> list[tuple[float, int]]:
+    """Let `last.txt` and `best.txt` name checkpoints that are there; returns their `ranking`."""
+    checkpoint.point(exp_dir, "last", last)
+    ranked = ranking(exp_dir)
+    if ranked:
+        checkpoint.point(exp_dir, "best", ranked[0][1])
+    else:
+        (Path(exp_dir) / "best.txt").unlink(missing_ok=True)
+    return ranked
 
 
 def load_checkpoint(
@@ -87,8 +127,12 @@ def load_checkpoint(
     """Put a checkpoint's weights into `model` and its moments into `optimizer`; the state and the rest of trainer.yaml.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit the model.
+        DamagedCheckpoint: a file is missing or damaged.
+        CheckpointError: one does not fit the model.
     """
+    checkpoint.note_missing_sums(directory)
+    for name in (checkpoint.CONFIG, checkpoint.TOKENIZER):  # not read here, but what is saved must be whole
+        checkpoint.require(directory / name)
     description = checkpoint.load_yaml(directory / TRAINER)
     try:
         state = TrainerState(**description["state"])
@@ -105,7 +149,7 @@ def load_checkpoint(
 def load_average(directory: Path) -> dict[str, Tensor] | None:
     """The running average of the weights that a checkpoint holds, by name; None when it holds none."""
     path = directory / checkpoint.AVERAGE
-    return checkpoint.load_tensors(path) if path.is_file() else None
+    return checkpoint.load_tensors(path) if checkpoint.belongs(path) else None
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -22,7 +22,6 @@ from sumix_stream.timebase import Timebase
 from sumix_stream.train.metrics import LOGGER
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-_MOST_NAMED = 20  # utterances in a message
 
 
 class Objective(nn.Module):
@@ -66,7 +65,7 @@ class BatchBackward:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = _reason(error)
+                reason = reason_of(error)
             # Only here are the frames of the failed pass gone, and what they held.
             parts = _Parts(self._fabric, self._model, self._recipe, batch, context, scales)
             owed = [parameter for parameter in self._parameters if parameter not in self._done]
@@ -74,21 +73,6 @@ class BatchBackward:
             self._hand_in(owed, gradients)
         LOGGER.warning(f"step {step}: {parts.describe(reason)}")
         return parts.loss(), parts.ids
-
-    def try_out(self, batch: Batch, context: ChunkContext, scales: LossScales) -> str | None:
-        """Forward and backward whose gradient is thrown away; why it does not fit, None when it does."""
-        try:
-            _part_gradients(
-                self._fabric, self._model, self._recipe, batch_inputs(batch), context, scales, self._parameters, 1.0
-            )
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = _reason(error)
-        else:
-            return None
-        free_memory()
-        return f"{reason}: {describe_batch(batch, self._model.timebase)}. {remedy(self._recipe)}"
 
     def _whole(self, batch: Batch, context: ChunkContext, scales: LossScales, share: Tensor | float) -> TransducerLoss:
         self._forward_done = False
@@ -197,7 +181,7 @@ class _Parts:
         """Add the gradients of some utterances; False when they do not fit."""
         inputs, context = batch_inputs(self._batch, rows), _context_of(self._context, rows)
         try:
-            loss, gradients = _part_gradients(
+            loss, gradients = gradients_of(
                 self._fabric, self._model, self._recipe, inputs, context, self._scales, parameters, share / all_frames
             )
         except RuntimeError as error:
@@ -229,7 +213,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """The first words of an error."""
     return str(error).partition("\n")[0][:160]
 
 
@@ -240,13 +225,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def describe_batch(batch: Batch, timebase: Timebase) -> str:
-    """`3 utterances, 35.2 s padded (a 12.0 s, 30 tokens; b ...)`, the longest first."""
+def describe_batch(batch: Batch, timebase: Timebase, most: int = 20) -> str:
+    """`3 utterance(s), 35.2 s with padding (a 12.00 s, 30 tokens; b ...)`: the longest first, `most` of them."""
     lengths, tokens = batch.feat_lengths.tolist(), batch.token_lengths.tolist()
     seconds = [timebase.seconds(length * timebase.frame_shift) for length in lengths]
     order = sorted(range(len(batch.ids)), key=lambda row: -lengths[row])
-    named = "; ".join(f"{batch.ids[row]} {seconds[row]:.2f} s, {tokens[row]} tokens" for row in order[:_MOST_NAMED])
-    more = f"; and {len(order) - _MOST_NAMED} more" if len(order) > _MOST_NAMED else ""
+    named = "; ".join(f"{batch.ids[row]} {seconds[row]:.2f} s, {tokens[row]} tokens" for row in order[:most])
+    more = f"; and {len(order) - most} more" if len(order) > most else ""
     return f"{len(order)} utterance(s), {max(seconds) * len(order):.1f} s with padding ({named}{more})"
 
 
@@ -260,7 +245,7 @@ def remedy(recipe: RecipeConfig) -> str:
     return f"To avoid it lower {', or '.join(choices)}{half}"
 
 
-def _part_gradients(
+def gradients_of(
     fabric: Fabric,
     model: nn.Module,
     recipe: RecipeConfig,
@@ -268,7 +253,7 @@ def _part_gradients(
     context: ChunkContext,
     scales: LossScales,
     parameters: Sequence[Tensor],
-    weight: Tensor | float,
+    weight: Tensor | float = 1.0,
 ) -> tuple[TransducerLoss, Sequence[Tensor | None]]:
     """Detached loss, and the gradients of the loss summed over frames times `weight`, leaving `.grad` alone.
 
