@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from sumix_stream.tokenizer import Tokenizer
 
 
+AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
+
+
 def left_context(text: str) -> int | str | None:
     """Chunks; None = unlimited, "default" = a bundle's own, else the door's."""
     words = {"unlimited": None, "default": "default"}
@@ -20,6 +23,7 @@ def left_context(text: str) -> int | str | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The device, and the search's as a group."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+    parser.add_argument("--average", help=AVERAGE)
     add = parser.add_argument_group("search").add_argument
     add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
     add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")
@@ -28,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lm-scale", default=0.3, type=float, help="weight of its log-probabilities; default 0.3")
     add("--hotwords", type=Path, help="phrases to listen for, with --beam: one a line, `NEW YORK :2.0` with its score")
     add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
+
+
+def average_suffix(args: argparse.Namespace) -> str:
+    """What the name of a report's folder says of --average."""
+    return "" if args.average is None else f"-average-{args.average}"
 
 
 def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:

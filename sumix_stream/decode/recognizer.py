@@ -16,6 +16,7 @@ from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.decode.search import Search
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.decode.words import words_of
+from sumix_stream.model.averaging import load_averaged
 from sumix_stream.model.bundle import is_bundle, load_tokenizer, open_bundle
 from sumix_stream.model.checkpoint import load_model
 from sumix_stream.model.exported import ExportedModel
@@ -29,19 +30,25 @@ Chunk = str | int | ChunkContext
 WHOLE = ("full", None)  # chunk and left context of a whole utterance
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> "Recognizer":
+def load(path: str | os.PathLike, device: str | torch.device = "cpu", average: int | str | None = None) -> "Recognizer":
     """Load an experiment directory (its best checkpoint, else its last), one checkpoint, or an exported ONNX bundle.
 
+    Args:
+        average: of weights: of the last so many checkpoints (5), of the best ("best5"), or "none": without the running
+            average that is otherwise used where training kept one. See sumix_stream.model.averaging.
+
     No pickled code is run. Raises ValueError naming the path for one that is missing or damaged, for a device that is
-    not there, and for a bundle anywhere but on the CPU.
+    not there, for a bundle anywhere but on the CPU, and for checkpoints that cannot be averaged.
     """
     device = _check_device(device)
     if is_bundle(path):
         if device.type != "cpu":
             raise ValueError(f"{path} is a bundle, which runs on the CPU, not on {device}: load the checkpoint there")
+        if average is not None:
+            raise ValueError(f"{path} is a bundle, whose weights are fixed: leave average out")
         bundle = open_bundle(path)
         return Recognizer(ExportedModel(bundle), load_tokenizer(bundle))
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_model(path) if average is None else load_averaged(path, average)
     return Recognizer(model.to(device), tokenizer)
 
 

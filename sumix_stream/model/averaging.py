@@ -44,6 +44,24 @@ def load_averaged(path: str | Path, average: int | str) -> tuple[Transducer, Tok
     return model, tokenizer
 
 
+def save_alone(
+    out: str | Path, model: Transducer, tokenizer: Tokenizer, source: str | Path, average: int | str | None = None
+) -> str:
+    """Write a model as a checkpoint directory `out` that can be loaded, without what training needs; a line about it.
+
+    Raises ValueError for a bundle, CheckpointError when `out` exists or cannot be written.
+    """
+    if not isinstance(model, Transducer):
+        raise ValueError(f"{source} is a bundle: a checkpoint is made from a checkpoint")
+    about = {"made_from": Path(source).resolve().name, "average": None if average is None else str(average)}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_directory_atomically(
+        Path(out), lambda folder: checkpoint.save_model(folder, model, tokenizer, extra=about)
+    )
+    mean = "" if average is None else f", average {average}"
+    return f"{out}: {model.num_parameters:,} parameters of {source}{mean}"
+
+
 def checkpoints_meant(path: str | Path, average: int | str) -> list[Path]:
     """The checkpoint directories that `average` means, by training step. Raises as `load_averaged`."""
     match = _FORM.fullmatch(str(average))

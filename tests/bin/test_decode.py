@@ -219,3 +219,13 @@ def test_audio_or_manifest(door, exp, name):
         code, _, err = door(name, *arguments)
         assert code == 2
         assert "give either audio files or --cuts" in err
+
+
+def test_average_is_said_in_the_report_and_refused_when_there_are_too_few(door, exp):
+    code, _, _ = door("decode", "--cuts", exp / "test.jsonl.gz", "--average", "1")
+    assert code == 0
+    assert (exp / "decode" / "test-full-masked-average-1" / "report.json").is_file()
+    code, _, err = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--average", "best2")
+    assert code == 2 and "asks for 2 validated checkpoints, 0 are" in err and "train.keep_best 2" in err
+    code, _, err = door("decode", exp / "0.wav", "--average", "all")
+    assert code == 2 and "must be a number of checkpoints (5), best5 or none, got 'all'" in err

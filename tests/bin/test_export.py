@@ -57,6 +57,14 @@ def test_a_bundle_of_a_checkpoint(door, tmp_path):
     assert (out / "tokens.txt").read_text(encoding="utf-8").splitlines()[-1] == f"<blk> {VOCAB_SIZE - 1}"
 
 
+def test_the_weights_alone(door, exp, tmp_path):
+    out = tmp_path / "weights"
+    code, told, err = door("--format", "checkpoint", "--average", "none", "--out", out)
+    assert (code, err) == (0, "") and told.startswith(f"{out}: ")
+    assert (out / "model.safetensors").read_bytes() == (exp / "model.safetensors").read_bytes()
+    assert door("--format", "checkpoint", "--average", "2", "--out", tmp_path / "more")[0] == 2
+
+
 BAD = {
     "int8 unmeasured": (["--int8"], "name a cut manifest"),
     "full context": (["--chunk", "full"], "streaming needs one chunk size"),

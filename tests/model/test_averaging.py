@@ -3,7 +3,7 @@ import torch
 
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.model import checkpoint
-from sumix_stream.model.averaging import checkpoints_meant, load_averaged
+from sumix_stream.model.averaging import checkpoints_meant, load_averaged, save_alone
 from sumix_stream.model.build import build_model
 from sumix_stream.model.checkpoint import CheckpointError, load_model, save_model
 from sumix_stream.tokenizer import Tokenizer, train_tokenizer
@@ -105,3 +105,16 @@ def test_the_running_average_is_what_is_loaded_unless_told_otherwise(run):
     assert all(torch.equal(value, states[50][name]) for name, value in own.items())
     mean = load_averaged(exp_dir, 2)[0].state_dict()[name]
     assert torch.allclose(mean, (running[name] + states[40][name]) / 2)
+
+
+def test_an_average_is_written_as_a_checkpoint_of_its_own(run, tmp_path):
+    exp_dir, _ = run
+    model, tokenizer = load_averaged(exp_dir, "best3")
+    out = exp_dir / "made" / "best3"
+    assert f"{out}: {model.num_parameters:,} parameters" in save_alone(out, model, tokenizer, exp_dir, "best3")
+    again, _ = load_model(out)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="exists already"):
+        save_alone(out, model, tokenizer, exp_dir, "best3")
+    with pytest.raises(ValueError, match="is a bundle"):
+        save_alone(tmp_path / "x", object(), tokenizer, "exp")
