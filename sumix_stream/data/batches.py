@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -71,6 +72,15 @@ class Batch:
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         names = ("feats", "feat_lengths", "tokens", "token_lengths")
         return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+
+class Heard(NamedTuple):
+    """An utterance as training hears it; samples (S,) float32 at 16 kHz."""
+
+    id: str
+    text: str
+    recorded: np.ndarray  # joined, with pauses, at its speed
+    augmented: np.ndarray
 
 
 class TrainLoader:
@@ -178,6 +188,14 @@ class TrainLoader:
         make = _BatchMaker(self, plan)
         return list(_raised(make.batch(index) for index in plan.worst(number)))
 
+    def hear(self, epoch: int, index: int) -> list[Heard]:
+        """The utterances of batch `index` (of all ranks'), for people to listen to; without those that nobody can."""
+        plan = self.plan(epoch)
+        make = _BatchMaker(self, plan)
+        utterances = [found for pieces in plan.batch(index) if (found := make.read(pieces)) is not None]
+        ids, texts, waveforms = map(list, zip(*utterances, strict=True)) if utterances else ([], [], [])
+        return list(map(Heard, ids, texts, waveforms, self.augment(epoch, ids, waveforms)))
+
 
 class _BatchMaker(Dataset):
     """Number of a rank's batch -> Batch, or the error that ends the run. Runs in the workers."""
@@ -198,14 +216,14 @@ class _BatchMaker(Dataset):
         tries = min(MAX_LOST, len(self.plan))
         try:
             for other in range(index, index + tries):
-                utterances = [self._read(pieces) for pieces in self.plan.batch(other % len(self.plan))]
+                utterances = [self.read(pieces) for pieces in self.plan.batch(other % len(self.plan))]
                 if any(utterances):
                     return self._batch(index, [utterance for utterance in utterances if utterance is not None])
         except ManifestError as error:
             return error
         return UtteranceError(f"no utterance of {tries} batches in a row could be read; see the log for each's reason")
 
-    def _read(self, pieces: list[Piece]) -> tuple[str, str, np.ndarray] | None:
+    def read(self, pieces: list[Piece]) -> tuple[str, str, np.ndarray] | None:
         """Id, text and samples (S,) of an utterance, without those of its cuts that cannot be read."""
         ids, texts, parts, pauses = [], [], [], []
         for piece in pieces:
