@@ -1,0 +1,1 @@
+"""Load on a server: clients that speak in real time, clients that misbehave, and how many streams it holds."""

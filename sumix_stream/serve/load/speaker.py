@@ -1,0 +1,132 @@
+"""What is spoken under load, and a model that answers: without any corpus or training, the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sumix_stream.audio import read_audio, resample
+from sumix_stream.config import PRESETS
+from sumix_stream.data.babble import babble
+from sumix_stream.data.cuts import load_cuts, read_valid
+from sumix_stream.decode.greedy import greedy_decode
+from sumix_stream.decode.options import SearchOptions
+from sumix_stream.features import fbank
+from sumix_stream.model.build import build_model
+from sumix_stream.model.checkpoint import CONFIG, save_model, write_directory_atomically
+from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.timebase import Timebase
+from sumix_stream.tokenizer import train_tokenizer
+
+TOKENS_PER_SECOND = 4.0  # of English in 500 BPE pieces
+MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx, so wherever texts are compared
+NO_REPEAT = 30.0  # what a token loses where it was the last: untrained models repeat themselves without end
+_RATE = Timebase().sample_rate
+_LENGTHS = (4.0, 10.0)  # seconds of synthetic utterances, from the first to the last
+_CONTEXT = ChunkContext(16, 4)
+_MANIFEST = (".jsonl", ".jsonl.gz")
+
+
+def utterances_of(paths: Sequence[Path], count: int, least_seconds: float) -> list[np.ndarray]:
+    """Utterances (S,) int16 at 16 kHz, at most `count`: of audio files, of Lhotse cut manifests, or without paths
+    synthetic speech.
+
+    Raises ValueError naming the file for what cannot be read or is shorter than `least_seconds`.
+    """
+    if not paths:
+        rng = np.random.default_rng(0)
+        return [_int16(babble(rng, _RATE, seconds)) for seconds in np.linspace(*_LENGTHS, count)]
+    found: list[np.ndarray] = []
+    for path in paths:
+        if path.name.endswith(_MANIFEST) or path.is_dir():
+            for utterance in read_valid(load_cuts(path)):
+                if utterance.duration >= least_seconds:
+                    found.append(_int16(utterance.samples))
+                if len(found) == count:
+                    return found
+        else:
+            samples, rate = read_audio(path)
+            found.append(_int16(resample(samples, rate)))
+            if len(found[-1]) < least_seconds * _RATE:
+                raise ValueError(
+                    f"{path}: has {len(found[-1]) / _RATE:.2f} s, needed are {least_seconds:.2f} s or more"
+                )
+    if not found:
+        raise ValueError(f"{paths[0]}: no utterance of {least_seconds:.2f} s or more in it")
+    return found[:count]
+
+
+def joined(utterances: Sequence[np.ndarray], seconds: float, count: int) -> list[np.ndarray]:
+    """Long utterances of exactly so many seconds, each a different sequence of the given ones."""
+    size, rng = round(seconds * _RATE), np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        parts = [utterances[rng.integers(len(utterances))]]
+        while sum(map(len, parts)) < size:
+            parts.append(utterances[rng.integers(len(utterances))])
+        found.append(np.concatenate(parts)[:size])
+    return found
+
+
+def _int16(samples: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
+
+
+def talking_checkpoint(directory: Path, preset: str = "small", vocab_size: int = 500, seed: int = 0) -> Path:
+    """A checkpoint of an untrained model that emits tokens as often as speech has them; made once.
+
+    Encoder and last token weigh about equally in its joiner, and blank's bias is such that synthetic speech gives
+    TOKENS_PER_SECOND: a search over it works as hard as one over a trained model. Its words mean nothing.
+    """
+    if not (directory / CONFIG).is_file():
+        write_directory_atomically(directory, lambda folder: _save_talking(folder, preset, vocab_size, seed))
+    return directory
+
+
+def _save_talking(folder: Path, preset: str, vocab_size: int, seed: int) -> None:
+    tokenizer = train_tokenizer(_invented_text(), folder / "tokenizer.model", vocab_size)
+    model = build_model(PRESETS[preset], tokenizer.vocab_size, seed)
+    make_it_talk(model, tokenizer.unk_id)
+    save_model(folder, model, tokenizer, {"about": f"untrained {preset} that emits tokens, for measurements"})
+
+
+@torch.no_grad()
+def make_it_talk(model: Transducer, unk_id: int) -> None:
+    """Weigh the joiner, and set blank's bias, in place."""
+    rng = np.random.default_rng(1)
+    feats = fbank(np.concatenate([babble(rng, _RATE, 6.0) for _ in range(5)]))
+    model.set_normalisation(feats.mean(0), feats.std(0))
+    for layer in model.encoder.layers:  # a trained model leans on its layers, an untrained one hardly
+        layer.scale_residual_outputs((4 * model.config.encoder.num_layers) ** 0.5)
+    model.predictor.lstm.weight_ih_l0.mul_(4)
+    enc, lengths = model.encoder(feats[None], torch.tensor([len(feats)]), _CONTEXT)
+    pred = model.predictor(torch.arange(model.vocab_size)[:, None])[:, -1]
+    joiner = model.joiner
+    for projection, x, weight in ((joiner.project_encoder, enc[0], 1.0), (joiner.project_predictor, pred, 0.5)):
+        projection.weight.mul_(weight / (x @ projection.weight.T).std(0).mean())
+    joiner.project_encoder.bias.copy_(-joiner.project_encoder.weight @ enc[0].mean(0))
+    joiner.project_encoder.bias.sub_(joiner.project_predictor.weight @ pred.mean(0))
+    joiner.output.weight.mul_(10)
+    own = torch.tanh(joiner.project_predictor(pred))
+    own -= own.mean(0)
+    joiner.output.weight.sub_(NO_REPEAT * own / own.norm(dim=1, keepdim=True) ** 2)
+    joiner.output.bias.zero_()
+    joiner.output.bias[unk_id] = -100.0
+    low, high = 0.0, 100.0
+    for _ in range(12):
+        joiner.output.bias[model.blank_id] = (low + high) / 2
+        (emitted,), _ = greedy_decode(model, enc, lengths, options=SearchOptions(max_symbols=MAX_SYMBOLS))
+        rate = len(emitted.tokens) / (len(feats) * model.timebase.seconds(model.timebase.frame_shift))
+        low, high = (low, (low + high) / 2) if rate < TOKENS_PER_SECOND else ((low + high) / 2, high)
+
+
+def _invented_text() -> list[str]:
+    """Enough different words for 500 pieces."""
+    rng = np.random.default_rng(2)
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(2000)]
+    return [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]

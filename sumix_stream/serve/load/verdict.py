@@ -1,0 +1,109 @@
+"""From what the clients saw to figures, and to whether the server kept up with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sumix_stream.serve.load.clients import Measured
+
+QUANTILES = (50, 95, 99)
+MAX_GROWTH = 0.25  # of the bound: how much the median latency may rise from the first third to the last
+RESOLUTION = 16  # the search ends when the two sides are within a sixteenth
+
+
+def quantiles(latencies: Sequence[tuple[float, float]]) -> dict[int, float]:
+    """Percent -> milliseconds that so many of the latencies do not exceed; nan without any."""
+    values = [1e3 * latency for _, latency in latencies] or [float("nan")]
+    return {q: float(np.percentile(values, q, method="higher")) for q in QUANTILES}
+
+
+def growth_seconds(latencies: Sequence[tuple[float, float]]) -> float:
+    """How much longer the median result takes in the last third of the measured time than in the first."""
+    ordered = [latency for _, latency in sorted(latencies)]
+    third = len(ordered) // 3
+    return float(np.median(ordered[-third:]) - np.median(ordered[:third])) if third else 0.0
+
+
+def shortfalls(measured: Measured, references: Sequence[str], bound_seconds: float) -> list[str]:
+    """Why these streams were not all held in real time; none if they were.
+
+    Args:
+        references: each utterance's text, recognised alone.
+        bound_seconds: that the 99th percentile of chunk latency may have.
+    """
+    found = []
+    if measured.gave_up:
+        found.append("results fell far behind, measuring was given up")
+    if not measured.chunks:
+        found.append("no result was due in the measured time")
+    elif quantiles(measured.chunks)[99] > 1e3 * bound_seconds:
+        found.append(f"p99 chunk latency over {bound_seconds:g} s")
+    if (growth := growth_seconds(measured.chunks)) > MAX_GROWTH * bound_seconds:
+        found.append(f"the median latency rises, by {growth:.2f} s from the first third to the last")
+    if measured.num_overdue:
+        found.append(f"{measured.num_overdue} results had not come at the end")
+    found += [f"{count} streams ended early ({reason})" for reason, count in sorted(measured.faults.items())]
+    if wrong := num_wrong(measured, references):
+        found.append(f"{wrong} texts differ from those recognised alone")
+    return found
+
+
+def num_wrong(measured: Measured, references: Sequence[str]) -> int:
+    """Streams whose text is not that of the same utterance recognised alone."""
+    return sum(text != references[utterance] for utterance, text in measured.texts)
+
+
+def figures(measured: Measured, references: Sequence[str], bound_seconds: float) -> dict[str, Any]:
+    """A row of the tables: latencies in ms, memory in MB (10^6 bytes), processor time in % of one core."""
+    row: dict[str, Any] = {"clients": measured.clients}
+    row |= {f"chunk_ms_p{q}": value for q, value in quantiles(measured.chunks).items()}
+    row |= {f"final_ms_p{q}": value for q, value in quantiles(measured.finals).items()}
+    reasons = shortfalls(measured, references, bound_seconds)
+    return row | {
+        "chunks": len(measured.chunks),
+        "finals": len(measured.finals),
+        "streams_compared": len(measured.texts),
+        "texts_wrong": num_wrong(measured, references),
+        "growth_ms": 1e3 * growth_seconds(measured.chunks),
+        "server_cpu_percent": 100 * measured.server_cpu,
+        "server_rss_mb": float(np.median(measured.server_rss)) / 1e6 if measured.server_rss else float("nan"),
+        "client_cpu_percent": 100 * measured.client_cpu,
+        "client_late_ms_p99": quantiles([(0.0, late) for late in measured.lateness])[99],
+        "seconds": measured.seconds,
+        "real_time": "no" if reasons else "yes",
+        "note": "; ".join(reasons),
+    }
+
+
+def largest(holds: Callable[[int], bool], start: int, most: int) -> int:
+    """The largest number of streams that is held, found by doubling and bisection from `start`; 0 for none.
+
+    Every answer is taken as it is, and no number is tried twice; the result is within a sixteenth of the first number
+    that is not held. Numbers above `most` are not tried.
+    """
+    low, high = 0, None
+    number = min(max(1, start), most)
+    while high is None and low < most:
+        if holds(number):
+            low, number = number, min(2 * number, most)
+        else:
+            high = number
+    while high is not None and high - low > max(1, low // RESOLUTION):
+        number = (low + high) // 2
+        if holds(number):
+            low = number
+        else:
+            high = number
+    return low
+
+
+def rss_per_stream(rows: Sequence[dict[str, Any]]) -> float | None:
+    """MB (10^6 bytes) a stream: the slope of the server's memory over streams, of rows taken in ascending order from a
+    fresh server; None for fewer than two numbers of streams."""
+    points = [(row["clients"], row["server_rss_mb"]) for row in rows]
+    if len({clients for clients, _ in points}) < 2:
+        return None
+    return float(np.polyfit(*zip(*points), 1)[0])
