@@ -190,12 +190,12 @@ NOISES = ("white", "pink", "brown", "hum", "babble")
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Noise in training utterances: recorded where `cuts` are given, else simulated."""
+    """Noise in training utterances: of `recordings` where they are given, else simulated."""
 
     probability: float = 0.0  # share of utterances that get noise
     snr: tuple[float, ...] = (5.0, 25.0)  # dB, lowest and highest: of the speech without its pauses
     kinds: tuple[str, ...] = NOISES  # simulated; babble is other utterances of the batch
-    cuts: tuple[str, ...] = _path(())  # Lhotse cut manifests of noise, such as MUSAN's
+    recordings: tuple[str, ...] = _path(())  # Lhotse manifests of recordings or cuts, such as MUSAN's
 
     def __post_init__(self) -> None:
         _require_range(self, "probability", 0, 1)
@@ -206,11 +206,11 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class ReverbConfig:
-    """Reverberation of training utterances: recorded responses where `cuts` are given, else simulated rooms."""
+    """Reverberation of training utterances: impulse responses of `recordings` where they are given, else simulated."""
 
     probability: float = 0.0  # share of utterances that are reverberated
     rt60: tuple[float, ...] = (0.1, 0.6)  # seconds of 60 dB of decay in simulated rooms, lowest and highest
-    cuts: tuple[str, ...] = _path(())  # Lhotse cut manifests of room impulse responses, such as RIRS_NOISES'
+    recordings: tuple[str, ...] = _path(())  # Lhotse manifests of recordings or cuts, such as RIRS_NOISES'
 
     def __post_init__(self) -> None:
         _require_range(self, "probability", 0, 1)

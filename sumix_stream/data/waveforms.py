@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from lhotse import Recording
 from lhotse.cut import Cut, MultiCut
 
 from sumix_stream.config import DataConfig
@@ -27,14 +28,15 @@ def utterance_rng(seed: int, epoch: int, id: str, purpose: str) -> np.random.Gen
 
 
 class Recorded:
-    """Recordings to draw from: noise or impulse responses.
+    """Recordings to draw from, noise or impulse responses: manifests of recordings or of cuts.
 
     Raises:
         ManifestError: a manifest is missing, damaged or empty.
     """
 
     def __init__(self, paths: Sequence[str]):
-        self._cuts = list(load_cuts(paths))
+        found = load_cuts(paths)
+        self._cuts = [item.to_cut() if isinstance(item, Recording) else item for item in found]
 
     def draw(self, num_samples: int | None, rng: np.random.Generator) -> np.ndarray | None:
         """A stretch of `num_samples` of a random recording, repeated where that is shorter (None: all of it).
@@ -70,7 +72,7 @@ class WaveformAugment:
 
     def __init__(self, config: DataConfig, seed: int):
         self._config, self._seed = config, seed
-        needs = ((config.noise, config.noise.cuts), (config.reverb, config.reverb.cuts))
+        needs = ((config.noise, config.noise.recordings), (config.reverb, config.reverb.recordings))
         self._noises, self._responses = (
             Recorded(paths) if section.probability > 0 and paths else None for section, paths in needs
         )
@@ -122,16 +124,18 @@ class WaveformAugment:
 
 
 def telephone(samples: np.ndarray) -> np.ndarray:
-    """Samples (S,) through a telephone: 300 to 3400 Hz, in the 8 bits of G.711's mu-law."""
+    """Samples (S,) through a telephone: 300 to 3400 Hz at a rate of 8 kHz, in the 8 bits of G.711's mu-law."""
     if not len(samples):
         return samples
-    size = -(-(len(samples) + SAMPLE_RATE // 20) // noise.FRAME) * noise.FRAME  # with room for the filter to ring
-    passing = np.interp(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), *_BAND).astype(np.float32)
-    band = np.fft.irfft(np.fft.rfft(samples, size) * passing, size)[: len(samples)].astype(np.float32)
-    band = _at_most_full_scale(band)
-    compressed = np.log1p(_MU * np.abs(band)) / np.log1p(np.float32(_MU))
-    steps = np.rint(compressed * 127) / np.float32(127)
-    return np.copysign(np.expm1(steps * np.log1p(np.float32(_MU))) / _MU, band)
+    unit = 2 * noise.FRAME
+    size = -(-(len(samples) + SAMPLE_RATE // 20) // unit) * unit  # with room for the filter to ring
+    hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)[: size // 4 + 1]
+    spectrum = np.fft.rfft(samples, size)[: size // 4 + 1] * np.interp(hertz, *_BAND).astype(np.float32)
+    narrow = _at_most_full_scale(np.fft.irfft(spectrum, size // 2).astype(np.float32) / 2)
+    log_mu = np.log1p(np.float32(_MU))
+    steps = np.rint(np.log1p(_MU * np.abs(narrow)) / log_mu * 127) / np.float32(127)
+    decoded = np.copysign(np.expm1(steps * log_mu) / _MU, narrow)
+    return np.fft.irfft(2 * np.fft.rfft(decoded), size)[: len(samples)].astype(np.float32)
 
 
 def _at_most_full_scale(samples: np.ndarray) -> np.ndarray:

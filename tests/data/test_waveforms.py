@@ -8,7 +8,8 @@ import soundfile
 from data.trees import tone, write_cuts_and_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lhotse import CutSet, Recording
+from lhotse import CutSet, Recording, RecordingSet
+from lhotse.recipes import prepare_musan, prepare_rir_noise
 
 from sumix_stream.config import ConfigError, DataConfig, NoiseConfig, ReverbConfig
 from sumix_stream.data import ManifestError, TrainLoader
@@ -112,13 +113,25 @@ def test_anything_comes_back_finite_and_as_long(length, kind, seed):
 def test_telephone_passes_its_band():
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     for hertz, passes in {100: False, 150: False, 400: True, 1000: True, 3300: True, 4000: False, 7000: False}.items():
-        heard = telephone((0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))[2000:-2000]
-        power = np.square(heard).mean() / 0.125
+        heard = telephone((0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))
+        assert heard.shape == (SAMPLE_RATE,) and heard.dtype == np.float32
+        power = np.square(heard[2000:-2000]).mean() / 0.125
         assert power == pytest.approx(1, abs=0.05) if passes else power < 1e-4, hertz
-    heard = telephone(np.full(1, 0.3, np.float32))
-    assert heard.shape == (1,)
-    spread = np.unique(telephone(BATCH[0]))
-    assert len(spread) <= 255  # 8 bits
+
+
+def test_telephone_has_eight_bits_at_eight_kilohertz():
+    """Mu-law's error is 37 or so dB below speech of any level; nothing is above 4 kHz, that error neither."""
+    rng, hertz = np.random.default_rng(0), np.fft.rfftfreq(SAMPLE_RATE, 1 / SAMPLE_RATE)
+    inside = (hertz > 310) & (hertz < 3390)
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(SAMPLE_RATE)) * inside)
+    for level in (0.2, 0.02):
+        speech = (level * noise / noise.std()).astype(np.float32)
+        heard = telephone(speech)
+        error = (heard - speech)[2000:-2000]
+        assert 10 * np.log10(np.square(speech).mean() / np.square(error).mean()) == pytest.approx(37, abs=3)
+        power = np.square(np.abs(np.fft.rfft(heard[2000:-2000] * np.hanning(SAMPLE_RATE - 4000))))
+        assert power[len(power) * 17 // 32 :].sum() < 1e-8 * power.sum()  # above 4.25 kHz
+    assert telephone(np.full(1, 0.3, np.float32)).shape == (1,)
 
 
 def recorded(folder, seconds, name, channels: int = 1):
@@ -133,13 +146,13 @@ def recorded(folder, seconds, name, channels: int = 1):
 @pytest.mark.parametrize(("seconds", "channels"), [(0.3, 1), (20.0, 1), (20.0, 3)])
 def test_recorded_noise_is_a_stretch_of_its_recording(tmp_path, seconds, channels):
     manifest, sound = recorded(tmp_path, seconds, "noise", channels)
-    out = augmented(DataConfig(noise=NoiseConfig(1.0, (0.0, 0.0), cuts=(manifest,))))
+    out = augmented(DataConfig(noise=NoiseConfig(1.0, (0.0, 0.0), recordings=(manifest,))))
     for clean, noisy in zip(BATCH, out, strict=True):
         added = (noisy * np.float32(1) - clean)[:3000].astype(np.float64)  # within one repetition at its start
         added = added[: int(0.05 * SAMPLE_RATE)]
         best = max(_correlation(added, sound[:, channel]) for channel in range(channels))
         assert best > 0.99
-    assert augmented(DataConfig(noise=NoiseConfig(1.0, cuts=(manifest,))))[0].tolist() != out[0].tolist()
+    assert augmented(DataConfig(noise=NoiseConfig(1.0, recordings=(manifest,))))[0].tolist() != out[0].tolist()
 
 
 def _correlation(piece: np.ndarray, sound: np.ndarray) -> float:
@@ -153,9 +166,8 @@ def test_recorded_responses_keep_words_in_place(tmp_path):
     response = np.zeros(4000, np.float32)
     response[900], response[1300] = 0.8, 0.4
     soundfile.write(tmp_path / "room.wav", response, SAMPLE_RATE, subtype="FLOAT")
-    cut = Recording.from_file(tmp_path / "room.wav").to_cut()
-    CutSet.from_cuts([cut]).to_file(tmp_path / "rooms.jsonl.gz")
-    out = augmented(DataConfig(reverb=ReverbConfig(1.0, cuts=(str(tmp_path / "rooms.jsonl.gz"),))))
+    RecordingSet.from_recordings([Recording.from_file(tmp_path / "room.wav")]).to_file(tmp_path / "rooms.jsonl.gz")
+    out = augmented(DataConfig(reverb=ReverbConfig(1.0, recordings=(str(tmp_path / "rooms.jsonl.gz"),))))
     for clean, wet in zip(BATCH, out, strict=True):
         expected = clean + 0.5 * np.r_[np.zeros(400, np.float32), clean[:-400]]
         scale = np.dot(wet, expected) / np.dot(expected, expected)
@@ -166,14 +178,14 @@ def test_an_unreadable_noise_is_named_and_left_out(tmp_path, caplog):
     manifest, _ = recorded(tmp_path, 2.0, "broken")
     (tmp_path / "broken.flac").write_bytes(b"not audio")
     with caplog.at_level(logging.WARNING):
-        out = augmented(DataConfig(noise=NoiseConfig(1.0, cuts=(manifest,))))
+        out = augmented(DataConfig(noise=NoiseConfig(1.0, recordings=(manifest,))))
     assert all(same(out, BATCH)) and "broken.flac" in caplog.text
 
 
 def test_a_missing_manifest_is_an_error_at_once():
     with pytest.raises(ManifestError, match="no such cut manifest"):
-        WaveformAugment(DataConfig(noise=NoiseConfig(1.0, cuts=("gone.jsonl.gz",))), 0)
-    WaveformAugment(DataConfig(noise=NoiseConfig(0.0, cuts=("gone.jsonl.gz",))), 0)
+        WaveformAugment(DataConfig(noise=NoiseConfig(1.0, recordings=("gone.jsonl.gz",))), 0)
+    WaveformAugment(DataConfig(noise=NoiseConfig(0.0, recordings=("gone.jsonl.gz",))), 0)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +223,22 @@ def test_batches_are_the_same_after_a_resume_and_in_workers(tmp_path, num_worker
     for a, b in zip(whole, plain, strict=True):  # what is learnt of them stays the same
         assert a.ids == b.ids and (a.feat_lengths == b.feat_lengths).all() and (a.tokens == b.tokens).all()
         assert not (a.feats == b.feats).all() and a.feats.isfinite().all()
+
+
+def test_manifests_that_lhotse_prepares_can_be_used(tmp_path):
+    """MUSAN's noises and RIRS_NOISES' arrays of 8 channels, in their own layouts."""
+    rng = np.random.default_rng(0)
+    sounds = {
+        "musan/noise/free-sound/noise-free-sound-0000.wav": 0.1 * rng.standard_normal(48_000),
+        "RIRS_NOISES/real_rirs_isotropic_noises/air_type1_rir.wav": rng.standard_normal((4000, 8)) * 0.1,
+    }
+    for name, sound in sounds.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / name, sound, SAMPLE_RATE)
+    prepare_musan(tmp_path / "musan", tmp_path, parts=["noise"])
+    prepare_rir_noise(tmp_path / "RIRS_NOISES", tmp_path, parts=["real_rir"])
+    noise = NoiseConfig(1.0, recordings=(str(tmp_path / "musan_recordings_noise.jsonl.gz"),))
+    reverb = ReverbConfig(1.0, recordings=(str(tmp_path / "real-rir_recordings_all.jsonl.gz"),))
+    for section in ({"noise": noise}, {"reverb": reverb}):
+        out = augmented(DataConfig(**section))
+        assert not any(same(out, BATCH)) and all(np.isfinite(o).all() for o in out)
