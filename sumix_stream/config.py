@@ -290,8 +290,9 @@ class TrainConfig:
     chunk_size: str = "dynamic"  # full | dynamic | 640ms | 0.64s | 16 (encoder frames)
     left_context: int | None = None  # chunks, when chunk_size is fixed; None = unlimited
     max_steps: int = 1000
-    learning_rate: float | None = None  # peak; None = a default that depends on the encoder's width
+    learning_rate: float | None = None  # peak; None = a default for the encoder's width and the seconds of a step
     warmup_fraction: float = 0.1  # of max_steps
+    warmup_hours: float | None = None  # of audio, instead: stays when max_steps or the batches change
     final_lr_fraction: float = 0.05
     weight_decay: float = 0.01
     clip_norm: float = 5.0
@@ -325,6 +326,7 @@ class TrainConfig:
         _require_range(self, "max_steps accumulate devices num_nodes log_interval valid_interval save_interval", 1)
         _require_range(self, "step_batches keep_best keep_last max_bad_steps", 1)
         _require_choice(self, "average", ("none", "ema", "growing"))
+        _require_range(self, "warmup_hours", 0)
         _require_range(self, "ema_decay", 0, 1, open_ends=True)
         _require(self, "average_age", 0 < self.average_age <= 0.5, "above 0 and at most 0.5 (all steps alike)")
         _require_range(self, "learning_rate clip_norm save_minutes", 0, open_ends=True)

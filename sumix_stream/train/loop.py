@@ -34,7 +34,7 @@ from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
 from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
 from sumix_stream.train.precision import make_fabric
-from sumix_stream.train.run_page import RunPage, system_facts
+from sumix_stream.train.run_page import RunPage, setting_changes, system_facts
 from sumix_stream.train.state import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
 from sumix_stream.train.trial import try_batches
@@ -103,7 +103,8 @@ class Trainer:
         self.fabric = fabric or make_fabric(config)
         self._accumulate = batches_per_process(config, self.fabric.world_size)
         self.model = model
-        self.peak_rate = config.learning_rate or default_learning_rate(recipe.model.encoder.dim)
+        self.step_seconds = recipe.data.max_duration * self._accumulate * self.fabric.world_size
+        self.peak_rate = config.learning_rate or default_learning_rate(recipe.model.encoder.dim, self.step_seconds)
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
             self._contexts = ChunkSampler(recipe.chunks, config.seed)
@@ -192,7 +193,7 @@ class Trainer:
     def _step(self, batches: list[Batch]) -> None:
         """One update from one or more batches."""
         config, state, fabric = self.config, self.state, self.fabric
-        rate = learning_rate_at(state.step, self.peak_rate, config)
+        rate = self.learning_rate(state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scales = loss_scales(state.step, self.recipe.loss)
@@ -235,6 +236,10 @@ class Trainer:
             frames=feature_frames(batches),
             modules=self._probe.after_update() if watched else None,
         )
+
+    def learning_rate(self, step: int) -> float:
+        """Of training step `step`, counted from 0."""
+        return learning_rate_at(step, self.peak_rate, self.config, self.step_seconds)
 
     def _parse_context(self, name: str, left_context: int | None) -> ChunkContext:
         try:
@@ -357,7 +362,7 @@ class Trainer:
         config, state = self.config, self.state
         step_batches = self._accumulate * self.fabric.world_size
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        rate = f"{self.peak_rate:.2g}" + ("" if config.learning_rate else " (default for this width)")
+        rate = f"{self.peak_rate:.2g}" + ("" if config.learning_rate else " (default for this width and step)")
         LOGGER.info(
             f"model: {parameters / 1e6:.2f} M parameters, {self.model.vocab_size} tokens; "
             f"device: {self.fabric.device} x {self.fabric.world_size}; precision: {config.precision}; "
@@ -375,7 +380,7 @@ class Trainer:
                     f"{state.epoch} is drawn anew, so in what is left of it utterances may come again or not at all; "
                     f"train.step_batches keeps the number whatever the processes"
                 )
-        changes = [] if saved_recipe is None else list(_changes(saved_recipe, to_dict(self.recipe)))
+        changes = [] if saved_recipe is None else list(setting_changes(saved_recipe, to_dict(self.recipe)))
         for change in changes:
             LOGGER.info(f"the recipe has changed since: {change}")
         self._log.started(state.step, to_dict(self.recipe), changes, system_facts(self.fabric, self.model))
@@ -386,13 +391,3 @@ class Trainer:
 
 def _describe(context: ChunkContext) -> str:
     return "one for each utterance" if isinstance(context.chunk_size, torch.Tensor) else str(context)
-
-
-def _changes(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
-    """`train.max_steps 6 -> 12` for each value that differs."""
-    for key in {**old, **new}:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key} {before} -> {after}"

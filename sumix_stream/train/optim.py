@@ -7,19 +7,36 @@ from torch import nn
 
 from sumix_stream.config import TrainConfig
 
-
-def default_learning_rate(encoder_dim: int) -> float:
-    """Peak rate of AdamW when none is set: 2e-3 for 144 channels, falling with the square root of the width."""
-    return 2e-3 * math.sqrt(144 / encoder_dim)
+STEADY_SECONDS = 30.0  # of audio a step: the least that the default rate was tried with
 
 
-def learning_rate_at(step: int, peak: float, config: TrainConfig) -> float:
+def default_learning_rate(encoder_dim: int, step_seconds: float) -> float:
+    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: 2e-3 for 144 channels.
+
+    It falls with the square root of the width, and below STEADY_SECONDS with that of the seconds: where a step's noise
+    outweighs its gradient, the rate of adaptive optimisers goes with the square root of the batch (Malladi and others,
+    arXiv 2205.10287), and beyond, the surface bounds it and not the noise (McCandlish and others, arXiv 1812.06162). So
+    more audio a step does not raise it: 1.1e-3 at 512 channels and 600 s, where others train conformers with 0.8e-3 to
+    1.4e-3. The 2e-3 is tried with steps of 30 s (egs/digits, egs/mini) and 80 s (egs/librispeech, five hours);
+    `bin/train --lr-find` measures what a recipe bears.
+    """
+    return 2e-3 * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
+
+
+def warmup_steps(config: TrainConfig, step_seconds: float) -> int:
+    """Steps of the warm-up: `warmup_hours` of audio where they are set, else `warmup_fraction` of the run."""
+    if config.warmup_hours is not None:
+        return min(config.max_steps, round(config.warmup_hours * 3600 / step_seconds))
+    return round(config.warmup_fraction * config.max_steps)
+
+
+def learning_rate_at(step: int, peak: float, config: TrainConfig, step_seconds: float) -> float:
     """Rate of training step `step` (from 0): linear warm-up to `peak`, then half a cosine to a fraction of it.
 
-    The warm-up takes `warmup_fraction * max_steps` steps; the last step has `final_lr_fraction * peak`. A function of
-    the step alone, so that a resumed run needs no scheduler state.
+    The warm-up takes `warmup_steps`, the last step has `final_lr_fraction * peak`. A function of the step alone, so
+    that a resumed run needs no scheduler state.
     """
-    warmup = round(config.warmup_fraction * config.max_steps)
+    warmup = warmup_steps(config, step_seconds)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step + 1 - warmup) / max(1, config.max_steps - warmup))

@@ -4,6 +4,8 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.tensorboard import SummaryWriter
 
-import sumix_stream
 from sumix_stream.config import RecipeConfig
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
@@ -58,6 +59,16 @@ class RunPage:
             log.warning("%s: no page of the run", self._exp_dir, exc_info=True)
 
 
+def setting_changes(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+    """`train.max_steps 6 -> 12` for each value that differs."""
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from setting_changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} {before} -> {after}"
+
+
 def system_facts(fabric: Fabric, model: torch.nn.Module) -> dict[str, Any]:
     """Device, versions and sizes, for the page."""
     device = fabric.device
@@ -71,7 +82,7 @@ def system_facts(fabric: Fabric, model: torch.nn.Module) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "sumix-stream": sumix_stream.__version__,
+        "sumix-stream": version("sumix-stream"),
     }
     if commit := _commit():
         facts["commit"] = commit

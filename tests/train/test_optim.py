@@ -5,12 +5,18 @@ import torch
 from torch import nn
 
 from sumix_stream.config import TrainConfig
-from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer, parameter_groups
+from sumix_stream.train.optim import (
+    default_learning_rate,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    warmup_steps,
+)
 
 
 def test_schedule_warms_up_and_falls_to_its_final_fraction():
     config = TrainConfig(max_steps=100, warmup_fraction=0.1, final_lr_fraction=0.05)
-    rates = [learning_rate_at(step, 2.0, config) for step in range(100)]
+    rates = [learning_rate_at(step, 2.0, config, 30.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == pytest.approx(2.0)
     assert rates[:10] == sorted(set(rates[:10]))
@@ -22,14 +28,24 @@ def test_schedule_warms_up_and_falls_to_its_final_fraction():
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_schedule_without_warm_up_or_without_decay(fraction):
     config = TrainConfig(max_steps=10, warmup_fraction=fraction)
-    rates = [learning_rate_at(step, 1.0, config) for step in range(10)]
+    rates = [learning_rate_at(step, 1.0, config, 30.0) for step in range(10)]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) == pytest.approx(1.0, abs=0.03)
 
 
-def test_default_rate_falls_with_the_square_root_of_the_width():
-    assert default_learning_rate(144) == pytest.approx(2e-3)
-    assert default_learning_rate(576) == pytest.approx(1e-3)
+def test_default_rate_falls_with_the_square_root_of_the_width_and_of_short_steps():
+    assert default_learning_rate(144, 30.0) == default_learning_rate(144, 80.0) == pytest.approx(2e-3)
+    assert default_learning_rate(576, 600.0) == pytest.approx(1e-3)
+    assert default_learning_rate(144, 7.5) == pytest.approx(1e-3)
+
+
+def test_warm_up_in_hours_of_audio():
+    config = TrainConfig(max_steps=1000, warmup_hours=1.0)
+    assert warmup_steps(config, 30.0) == 120
+    assert warmup_steps(config, 300.0) == 12
+    assert warmup_steps(config, 1.0) == 1000  # the whole run
+    assert learning_rate_at(59, 2.0, config, 30.0) == pytest.approx(1.0)
+    assert warmup_steps(TrainConfig(max_steps=1000), 30.0) == 100
 
 
 def test_only_weights_decay():

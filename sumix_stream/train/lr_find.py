@@ -1,0 +1,143 @@
+"""Learning-rate range test (Smith, arXiv 1506.01186): which peak rate a recipe bears.
+
+From fresh weights, over real batches, the rate rises exponentially step by step. While it is too low the loss hardly
+falls, then it falls faster, and beyond what the model bears it rises. The loss is smoothed over about ten steps, and
+its parts keep the weights that they have at the beginning of training.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sumix_stream.config import RecipeConfig
+from sumix_stream.model.checkpoint import write_text_atomically
+from sumix_stream.train.chart import Series, line_chart
+from sumix_stream.train.loop import DivergenceError, Trainer
+from sumix_stream.train.metrics import METRICS
+from sumix_stream.train.page import page
+
+LOW, HIGH = 1e-5, 1.0  # rates of the first and the last step
+STEPS = 120
+SMOOTHING = 0.9  # of the old value a step
+_FOREVER = 10**9
+
+
+class Found(NamedTuple):
+    """Rates; `steepest` and `lowest` are where the smoothed loss falls fastest and where it is lowest."""
+
+    suggested: float
+    steepest: float
+    lowest: float
+    page: Path | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.page is None else f"; picture: {self.page}"
+        return (
+            f"suggested peak: train.learning_rate {self.suggested:.1e} (the loss falls fastest at {self.steepest:.1e}, "
+            f"is lowest at {self.lowest:.1e}){where}"
+        )
+
+
+class RangeTest(Trainer):
+    """A trainer, with a trainer's arguments, that only tests rates. The run in `train.exp_dir` is left as it is."""
+
+    def __init__(self, recipe: RecipeConfig, *args: Any, steps: int = STEPS, **keywords: Any) -> None:
+        if steps < 10:
+            raise ValueError(f"steps of a range test must be at least 10, got {steps}")
+        self._given = recipe.train
+        aside = Path(recipe.train.exp_dir) / ".lr-find"
+        changes = {"exp_dir": str(aside), "max_steps": steps, "average": "none", "log_interval": 5}
+        train = replace(recipe.train, **changes, save_interval=_FOREVER, valid_interval=_FOREVER)
+        super().__init__(
+            replace(recipe, train=train, loss=replace(recipe.loss, warmup_steps=_FOREVER)), *args, **keywords
+        )
+        self.validate = None
+
+    def learning_rate(self, step: int) -> float:
+        return LOW * (HIGH / LOW) ** (step / (self.config.max_steps - 1))
+
+    def run(self) -> Found:
+        """Make the test and write `lr_find.html` and `lr_find.json` into the experiment's directory.
+
+        Raises:
+            ValueError: no rate was found to be good: the loss never fell.
+        """
+        aside, folder = Path(self.config.exp_dir), Path(self._given.exp_dir)
+        try:
+            self.fit(resume=False)
+        except DivergenceError:
+            pass  # the last rates are meant to be too high
+        points = [(1.0, math.inf)]
+        if self.fabric.is_global_zero:
+            lines = map(json.loads, (aside / METRICS).read_text(encoding="utf-8").splitlines())
+            points = [(line["learning_rate"], math.inf if line["loss"] is None else line["loss"]) for line in lines]
+            shutil.rmtree(aside)
+        found = self.fabric.broadcast(suggest(points))
+        if not self.fabric.is_global_zero:
+            return found
+        found = found._replace(page=folder / "lr_find.html")
+        write_text_atomically(found.page, _picture(points, found))
+        content = {"points": points, "smoothed": smooth([loss for _, loss in points]), **found._asdict()}
+        text = json.dumps({**content, "page": None}).replace("Infinity", "null").replace("NaN", "null")
+        write_text_atomically(folder / "lr_find.json", text + "\n")
+        return found
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Exponential mean, unbiased from the first value on; infinite from the first that is not finite."""
+    mean, result = 0.0, []
+    for number, loss in enumerate(losses, 1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        value = mean / (1 - SMOOTHING**number)
+        result.append(value if math.isfinite(value) else math.inf)
+    return result
+
+
+def suggest(points: Sequence[tuple[float, float]]) -> Found:
+    """Of (rate, loss) by rising rate: a third of the rate at which the smoothed loss is lowest.
+
+    The smoothed loss lags some steps behind, and what a few steps bear is more than what thousands do; a factor of
+    three takes back both. Not below the rate where it falls fastest.
+
+    Raises ValueError when the smoothed loss is lowest at the lowest rate.
+    """
+    losses = smooth([loss for _, loss in points])
+    start = len(losses) // 10  # the mean of the first few is noise
+    lowest = min(range(start, len(losses)), key=losses.__getitem__)
+    if not losses[lowest] < losses[start]:
+        raise ValueError(
+            f"the loss fell at no rate from {points[0][0]:.0e} to {points[-1][0]:.0e}: check the data (bin/train logs "
+            "what it leaves out) and the loss with a fixed train.learning_rate of 1e-3"
+        )
+    falls = {
+        index: (losses[index] - losses[index - 1]) / math.log(points[index][0] / points[index - 1][0])
+        for index in range(start + 1, lowest + 1)
+    }
+    steepest = points[min(falls, key=falls.__getitem__)][0]
+    at_lowest = points[lowest][0]
+    return Found(min(max(at_lowest / 3, steepest), at_lowest), steepest, at_lowest)
+
+
+def _picture(points: Sequence[tuple[float, float]], found: Found) -> str:
+    """A page with the loss over the rate, as far as it is not beyond twice the first smoothed value."""
+    smoothed = smooth([loss for _, loss in points])
+    most = 2 * max(smoothed[0], smoothed[len(smoothed) // 10])
+
+    def line(name: str, losses: Sequence[float]) -> Series:
+        shown = [(math.log10(rate), loss) for (rate, _), loss in zip(points, losses, strict=True) if loss <= most]
+        return Series(name, shown)
+
+    low = min(smoothed)
+    mark = Series("suggested", [(math.log10(found.suggested), low), (math.log10(found.suggested), most)])
+    chart = line_chart(
+        "Loss while the learning rate rises",
+        [line("each step", [loss for _, loss in points]), line("smoothed", smoothed), mark],
+        unit="nats an encoder frame, over log10 of the rate",
+        x_name="log10",
+    )
+    return page("learning-rate range test", [f"<h1>Learning-rate range test</h1><p>{escape(str(found))}</p>", chart])
