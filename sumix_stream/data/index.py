@@ -118,9 +118,6 @@ class _Indexed:
     def read(self, number: int) -> Cut:
         return self._source.read(number)
 
-    def __getstate__(self) -> dict:
-        return {**vars(self), "_kept": None}  # the folder goes with the process that made it
-
     def _find(self) -> Path | None:
         """An index of the manifest as it is now."""
         key = _key(self._source.files())

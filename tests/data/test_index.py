@@ -118,6 +118,16 @@ def test_a_changed_manifest_is_indexed_anew(tree, kind, caplog):
     assert len(indexes(place(manifest))) == 1 and indexes(place(manifest)) != before  # the old one is gone
 
 
+def test_a_change_that_keeps_the_size_is_seen(tree):
+    cuts, _, tokenizer = tree
+    manifest = manifest_of_kind(tree, "text")
+    assert CutIndex(manifest, tokenizer).columns.duration[2] == cuts["utt-02"].duration == 0.7
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"duration": 0.7', '"duration": 0.6'))
+    assert len(manifest.read_text()) == len(text)
+    assert CutIndex(manifest, tokenizer).columns.duration[2] == 0.6
+
+
 def test_another_tokenizer_counts_its_tokens_only(tree, tmp_path, no_survey):
     cuts, manifest, tokenizer = tree
     first = CutIndex(manifest, tokenizer)
