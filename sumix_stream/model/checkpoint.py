@@ -181,6 +181,7 @@ def write_checkpoint(path: Path, writer: Callable[[Path], None]) -> None:
 def remove_checkpoint(path: Path) -> None:
     """Remove a directory at once: killed half way, it leaves none that looks complete."""
     aside = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     shutil.rmtree(aside)
 

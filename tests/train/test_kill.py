@@ -1,0 +1,17 @@
+"""`kill -9` loses nothing: tests/train/killing.py with a few kills. Its 20 are in the results of the recipes."""
+
+import pytest
+from train.beeps import beep_recipe
+from train.killing import differences, killed, untouched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, kills", [(1, 3), (2, 2)], ids=["start again", "torchrun restarts"])
+def test_killed_and_untouched_runs_are_identical(tmp_path, processes, kills):
+    how = {"num_workers": 2, "accumulate": 2}
+    expected = untouched(beep_recipe(tmp_path / "untouched"), 30, processes=processes, **how)
+    actual = killed(beep_recipe(tmp_path / "killed"), 30, kills, processes=processes, **how)
+    assert differences(expected, actual) == []
+    assert [line["step"] for line in actual.steps] == list(range(1, 31))
+    assert len(actual.killed_at) == kills
+    assert actual.resumed_from, "every kill came before the first save: nothing was tested"
