@@ -261,6 +261,15 @@ def test_processes_that_start_at_once_make_one_index(tree, monkeypatch):
     assert surveys.value == 1 and len(indexes(place(manifest))) == 1
 
 
+def test_what_a_killed_process_left_is_cleared(tree):
+    _, manifest, tokenizer = tree
+    left = place(manifest) / "0123.part.abc"
+    left.mkdir(parents=True)
+    (left / "cuts.jsonl").write_text("half")
+    assert CutIndex(manifest, tokenizer).read(1).id == "utt-01"
+    assert not left.exists() and len(indexes(place(manifest))) == 1
+
+
 def test_no_locks_only_cost_time(tree, monkeypatch):
     """Two that both make an index: the second finds the first's in its place, and uses it."""
     _, manifest, tokenizer = tree
