@@ -225,12 +225,12 @@ def compare(
 def table(rows: Sequence[Row], recognizer: Recognizer) -> str:
     """Markdown: = where the tokens are those of the whole utterance, DIFFER where not."""
     names = list(rows[0].same)
-    lines = [f"| left context | seconds | tokens | {' | '.join(names)} |", "|---|--:|--:|" + ":-:|" * len(names)]
+    lines = [f"| chunk, left context | seconds | tokens | {' | '.join(names)} |", "|---|--:|--:|" + ":-:|" * len(names)]
     for row in rows:
         chunk = 1000 * recognizer.model.timebase.encoder_frame_time(row.context.chunk_size)
         left = "unlimited" if row.context.left_context is None else f"{row.context.left_context} chunks"
         cells = ["=" if row.same[name] else "DIFFER" for name in names]
-        lines.append(f"| {left} of {chunk:.0f} ms | {row.seconds:g} | {row.num_tokens} | {' | '.join(cells)} |")
+        lines.append(f"| {chunk:.0f} ms, {left} | {row.seconds:g} | {row.num_tokens} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
