@@ -207,7 +207,7 @@ def _worst_utterances(run: RunRecords, players: bool) -> Iterator[str]:
         sets.append((title, run.valid_cuts, run.validation["utterances"]))
     best: dict[str, Any] = {}
     for decoded in run.decoded:
-        if decoded.cuts not in best or (decoded.content.get("wer") or 0) < (best[decoded.cuts].content["wer"] or 0):
+        if decoded.cuts not in best or (decoded.content.get("wer") or 0) < (best[decoded.cuts].content.get("wer") or 0):
             best[decoded.cuts] = decoded
     sets += [(decoded.name, [cuts] if cuts else [], decoded.content["utterances"]) for cuts, decoded in best.items()]
     for title, manifests, utterances in sets:
