@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.uri import parse_uri
 
 from sumix_stream.serve.load.dialects import Dialect, Listener
@@ -213,7 +213,7 @@ class _Talk(asyncio.Protocol):
                 if self.listener.fault or self.listener.is_final:
                     self._end(self.listener.fault)
             elif event.opcode is Opcode.CLOSE:
-                self._end(f"closed with {self._websocket.close_code}")
+                self._end(f"closed with {Close.parse(event.data).code}")
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:

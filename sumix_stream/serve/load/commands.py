@@ -119,6 +119,7 @@ def run(request: Request, say: Say = print) -> Path:
     chunk_seconds = timebase.encoder_frame_time(context.chunk_size)
     setup = Setup(request, model, Ours(context.chunk_size, timebase), Stock(context.chunk_size, timebase), cores)
     utterances = speaker.utterances_of(request.audio, 16, 2 * chunk_seconds)
+    utterances = speaker.whole_chunks(utterances, context.chunk_size * timebase.encoder_frame_samples)
     bound = request.bound or chunk_seconds
     facts = {
         "model": request.model if model == request.model else f"{request.model}, untrained, made to emit tokens",

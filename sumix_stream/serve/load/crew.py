@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.uri import parse_uri
 
 from sumix_stream.serve import protocol
@@ -191,7 +191,7 @@ class _Stream:
         with contextlib.suppress(ConnectionError):
             while (event := await self._event()) is not None:
                 if event.opcode is Opcode.CLOSE:
-                    return f"closed with {self._websocket.close_code}"
+                    return f"closed with {Close.parse(event.data).code}"
         return "connection lost"
 
 

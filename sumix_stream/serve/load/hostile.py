@@ -42,7 +42,7 @@ def hostile_rows(
     rows = []
     with start(max_streams) as server:
         references = [flood(dialect, server.port, [samples])[0][0] for samples in long]
-        plan = Plan(clients, seconds, repeat=False, grace=5.0)
+        plan = Plan(clients, seconds, warm=min(4.0, seconds / 4), repeat=False, grace=5.0)
         for phase in phases:
             before = server.meter.rss_bytes()
             crew = _crew(server.port, max_streams, plan) if phase.startswith("hostile") else None

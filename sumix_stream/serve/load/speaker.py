@@ -60,6 +60,12 @@ def utterances_of(paths: Sequence[Path], count: int, least_seconds: float) -> li
     return found[:count]
 
 
+def whole_chunks(utterances: Sequence[np.ndarray], chunk_samples: int) -> list[np.ndarray]:
+    """Utterances with silence up to a whole number of chunks: a server that fills up the last chunk hears the same."""
+    least = _RATE // 20  # the filter bank's windows at the end see nothing but silence
+    return [np.pad(one, (0, least + -(len(one) + least) % chunk_samples)) for one in utterances]
+
+
 def joined(utterances: Sequence[np.ndarray], seconds: float, count: int) -> list[np.ndarray]:
     """Long utterances of exactly so many seconds, each a different sequence of the given ones."""
     size, rng = round(seconds * _RATE), np.random.default_rng(0)
@@ -117,7 +123,7 @@ def make_it_talk(model: Transducer, unk_id: int) -> None:
     joiner.output.bias.zero_()
     joiner.output.bias[unk_id] = -100.0
     low, high = 0.0, 100.0
-    for _ in range(12):
+    for _ in range(10):
         joiner.output.bias[model.blank_id] = (low + high) / 2
         (emitted,), _ = greedy_decode(model, enc, lengths, options=SearchOptions(max_symbols=MAX_SYMBOLS))
         rate = len(emitted.tokens) / (len(feats) * model.timebase.seconds(model.timebase.frame_shift))
