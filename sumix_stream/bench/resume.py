@@ -55,9 +55,10 @@ def write_corpus(folder: Path, num_cuts: int, seed: int = 0) -> tuple[Path, Toke
 
 @contextmanager
 def _timed(what: str) -> Iterator[None]:
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     yield
-    print(f"{what:<60}{time.perf_counter() - begin:8.2f} s", flush=True)
+    cpu = time.process_time() - cpu
+    print(f"{what:<60}{time.perf_counter() - begin:8.2f} s, {cpu:.2f} s of CPU time", flush=True)
 
 
 def measure(folder: Path, num_cuts: int, num_workers: int = 0, lhotse: bool = False) -> None:
