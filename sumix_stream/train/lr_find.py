@@ -1,29 +1,32 @@
 """Learning-rate range test (Smith, arXiv 1506.01186): which peak rate a recipe bears.
 
-From fresh weights, over real batches, the rate rises exponentially step by step. While it is too low the loss hardly
-falls, then it falls faster, and beyond what the model bears it rises. The loss is smoothed over about ten steps, and
-its parts keep the weights that they have at the beginning of training.
+From fresh weights the rate rises exponentially step by step. While it is too low the loss hardly falls, then it falls
+faster, and beyond what the model bears it rises. Batches differ in their loss by more than what a few steps change, so
+the same CYCLE steps' batches come again and again, and the curve is the mean over the last cycle, which has each of
+them once. The parts of the loss keep the weights that they have at the beginning of training.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sumix_stream.config import RecipeConfig
+from sumix_stream.data.batches import Batch
 from sumix_stream.model.checkpoint import write_text_atomically
 from sumix_stream.train.chart import Series, line_chart
-from sumix_stream.train.loop import DivergenceError, Trainer
+from sumix_stream.train.loop import DivergenceError, Loader, Trainer
 from sumix_stream.train.metrics import METRICS
 from sumix_stream.train.page import page
 
 LOW, HIGH = 1e-5, 1.0  # rates of the first and the last step
-STEPS = 120
-SMOOTHING = 0.9  # of the old value a step
+STEPS = 150
+CYCLE = 10  # steps
 _FOREVER = 10**9
 
 
@@ -57,6 +60,7 @@ class RangeTest(Trainer):
             replace(recipe, train=train, loss=replace(recipe.loss, warmup_steps=_FOREVER)), *args, **keywords
         )
         self.validate = None
+        self.loader = _Cycle(self.loader, CYCLE * self._accumulate)
 
     def learning_rate(self, step: int) -> float:
         return LOW * (HIGH / LOW) ** (step / (self.config.max_steps - 1))
@@ -77,28 +81,45 @@ class RangeTest(Trainer):
             lines = map(json.loads, (aside / METRICS).read_text(encoding="utf-8").splitlines())
             points = [(line["learning_rate"], math.inf if line["loss"] is None else line["loss"]) for line in lines]
             shutil.rmtree(aside)
-        found = self.fabric.broadcast(suggest(points))
+        window = max(1, len(self.loader.batches) // self._accumulate)
+        found = self.fabric.broadcast(suggest(points, window))
         if not self.fabric.is_global_zero:
             return found
         found = found._replace(page=folder / "lr_find.html")
-        write_text_atomically(found.page, _picture(points, found))
-        content = {"points": points, "smoothed": smooth([loss for _, loss in points]), **found._asdict()}
+        smoothed = smooth([loss for _, loss in points], window)
+        write_text_atomically(found.page, _picture(points, smoothed, found))
+        content = {"points": points, "smoothed": smoothed, **found._asdict()}
         text = json.dumps({**content, "page": None}).replace("Infinity", "null").replace("NaN", "null")
         write_text_atomically(folder / "lr_find.json", text + "\n")
         return found
 
 
-def smooth(losses: Sequence[float]) -> list[float]:
-    """Exponential mean, unbiased from the first value on; infinite from the first that is not finite."""
-    mean, result = 0.0, []
-    for number, loss in enumerate(losses, 1):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        value = mean / (1 - SMOOTHING**number)
-        result.append(value if math.isfinite(value) else math.inf)
-    return result
+class _Cycle:
+    """The first batches of a loader's first epoch, again and again."""
+
+    def __init__(self, loader: Loader, size: int) -> None:
+        self._loader, self._size = loader, size
+        self.batches: list[Batch] = []
+
+    def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        if not self.batches:
+            self.batches = list(islice(self._loader.epoch_batches(0), self._size))
+        yield from self.batches[skip:]
+
+    def worst_batches(self, number: int = 1) -> list[Batch]:
+        return self._loader.worst_batches(number)
 
 
-def suggest(points: Sequence[tuple[float, float]]) -> Found:
+def smooth(losses: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window`, at the beginning that of the first; infinite from a value on that is no number."""
+    means = []
+    for end in range(1, len(losses) + 1):
+        mean = sum(losses[max(0, end - window) : end]) / min(window, end)
+        means.append(mean if math.isfinite(mean) and all(map(math.isfinite, losses[:end])) else math.inf)
+    return [means[min(window, len(means)) - 1]] * (window - 1) + means[window - 1 :]
+
+
+def suggest(points: Sequence[tuple[float, float]], window: int) -> Found:
     """Of (rate, loss) by rising rate: a third of the rate at which the smoothed loss is lowest.
 
     The smoothed loss lags some steps behind, and what a few steps bear is more than what thousands do; a factor of
@@ -106,8 +127,8 @@ def suggest(points: Sequence[tuple[float, float]]) -> Found:
 
     Raises ValueError when the smoothed loss is lowest at the lowest rate.
     """
-    losses = smooth([loss for _, loss in points])
-    start = len(losses) // 10  # the mean of the first few is noise
+    losses = smooth([loss for _, loss in points], window)
+    start = window - 1
     lowest = min(range(start, len(losses)), key=losses.__getitem__)
     if not losses[lowest] < losses[start]:
         raise ValueError(
@@ -123,10 +144,9 @@ def suggest(points: Sequence[tuple[float, float]]) -> Found:
     return Found(min(max(at_lowest / 3, steepest), at_lowest), steepest, at_lowest)
 
 
-def _picture(points: Sequence[tuple[float, float]], found: Found) -> str:
+def _picture(points: Sequence[tuple[float, float]], smoothed: Sequence[float], found: Found) -> str:
     """A page with the loss over the rate, as far as it is not beyond twice the first smoothed value."""
-    smoothed = smooth([loss for _, loss in points])
-    most = 2 * max(smoothed[0], smoothed[len(smoothed) // 10])
+    most = 2 * smoothed[0]
 
     def line(name: str, losses: Sequence[float]) -> Series:
         shown = [(math.log10(rate), loss) for (rate, _), loss in zip(points, losses, strict=True) if loss <= most]

@@ -21,7 +21,7 @@ def test_suggestion_on_a_known_curve():
         fall = 1 / (1 + math.exp(-4 * math.log10(rate / 1e-3)))
         rise = (max(0.0, math.log10(rate / 1e-2))) ** 2 * 4
         points.append((rate, 2 - fall + rise))
-    found = suggest(points)
+    found = suggest(points, 10)
     assert 1e-2 <= found.lowest <= 2.5e-2
     assert 1e-3 <= found.steepest <= 2.5e-3
     assert found.suggested == pytest.approx(found.lowest / 3)
@@ -29,14 +29,19 @@ def test_suggestion_on_a_known_curve():
 
 def test_a_loss_that_never_falls_gives_no_rate():
     with pytest.raises(ValueError, match="the loss fell at no rate from 1e-05 to 1e\\+00: check the data"):
-        suggest([(rate, 1 + rate) for rate in rates(100)])
+        suggest([(rate, 1 + rate) for rate in rates(100)], 10)
+
+
+def test_smoothing_takes_out_what_differs_between_the_batches_of_a_cycle():
+    losses = [1.0 + 0.5 * (n % 5) for n in range(20)]
+    assert smooth(losses, 5) == pytest.approx([2.0] * 20)
 
 
 def test_a_loss_that_is_no_number_ends_the_curve():
-    losses = smooth([1.0, 1.0, math.inf, 0.0, math.nan])
-    assert losses[:2] == [pytest.approx(1.0)] * 2 and losses[2:] == [math.inf] * 3
+    losses = smooth([1.0, 1.0, math.inf, 0.0, math.nan, 1.0], 1)
+    assert losses == [1.0, 1.0] + [math.inf] * 4
     points = [(rate, 2 - index / 100 if index < 60 else math.inf) for index, rate in enumerate(rates(100))]
-    assert suggest(points).lowest == pytest.approx(rates(100)[59])
+    assert suggest(points, 10).lowest == pytest.approx(rates(100)[59])
 
 
 def test_the_test_leaves_the_run_as_it_is(tmp_path):
@@ -44,8 +49,9 @@ def test_the_test_leaves_the_run_as_it_is(tmp_path):
     trainer.fit()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     recipe = fake_recipe(tmp_path, max_steps=3, average="ema")
-    test = RangeTest(recipe, FakeModel(), FakeTokenizer(), FakeLoader(), steps=60)
-    found = test.run()
+    loader = FakeLoader(length=30)
+    found = RangeTest(recipe, FakeModel(), FakeTokenizer(), loader, steps=60).run()
+    assert loader.read == [(0, index) for index in range(10)]  # and no more: they come again
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert {path.name for path in after.keys() - before.keys()} == {"lr_find.html", "lr_find.json"}
     assert before.items() <= after.items()
