@@ -4,6 +4,7 @@ B utterances, T0 feature frames (10 ms), U tokens.
 """
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +38,12 @@ from sumix_stream.data.plan import (
     usable_cuts,
 )
 from sumix_stream.data.waveforms import WaveformAugment, utterance_rng
-from sumix_stream.features import BatchFbank
+from sumix_stream.features import NUM_BINS, BatchFbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 
+PREFETCH = 2  # batches that each worker is ahead
+SHARED_MEMORY = Path("/dev/shm")  # through which Linux's workers hand over tensors
 MAX_LOST = 100  # batches in a row of which nothing can be read, before the run ends
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,8 @@ class TrainLoader:
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self._arrange = arrange or Joiner(config, timebase)
         self.augment = WaveformAugment(config, seed)
+        if rank == 0:
+            _check_shared_memory(config, timebase)
         self._index = CutIndex(cuts, tokenizer)
         duration, num_tokens, speaker = self._index.columns
         kept = usable_cuts(config, timebase, duration, num_tokens)
@@ -176,6 +181,7 @@ class TrainLoader:
             sampler=numbers,  # DataLoader only iterates it
             batch_size=None,
             num_workers=self.config.num_workers,
+            prefetch_factor=PREFETCH,
             worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # whose draw nothing here uses: the run's own generator stays as it is
@@ -272,6 +278,21 @@ def _raised(made: Iterator[Batch | Exception]) -> Iterator[Batch]:
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _check_shared_memory(config: DataConfig, timebase: Timebase) -> None:
+    """Warn where worker processes could end with a bus error: their batches come through a small file system."""
+    batch_bytes = 4 * NUM_BINS * timebase.num_feature_frames(timebase.num_samples(config.max_duration))
+    needed = batch_bytes * (PREFETCH * config.num_workers + 1)
+    if config.num_workers == 0 or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        log.warning(
+            "%s has %.0f MB free, %d workers may need %.0f MB and would be killed: give it more (docker run "
+            "--shm-size=...), or lower data.num_workers or data.max_duration",
+            *(SHARED_MEMORY, free / 1e6, config.num_workers, needed / 1e6),
+        )
 
 
 def _one_thread(worker_id: int) -> None:

@@ -1,10 +1,12 @@
 """Training batches: complete, reproducible, resumable, and not stopped by a bad file."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from data.trees import write_cuts_and_tokenizer
 
 from sumix_stream.config import DataConfig
-from sumix_stream.data import ManifestError, TrainLoader, UtteranceError
+from sumix_stream.data import ManifestError, TrainLoader, UtteranceError, batches
 from sumix_stream.data.plan import Utterances
 from sumix_stream.features import fbank
 from sumix_stream.timebase import Timebase
@@ -260,3 +262,13 @@ def test_one_utterance_is_a_batch(tmp_path):
 def test_impossible_ranks_are_refused(tree, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
         loader(tree, **options)
+
+
+@pytest.mark.parametrize(("workers", "megabytes", "warned"), [(8, 64, True), (8, 700, False), (0, 64, False)])
+def test_little_shared_memory_is_told(tree, caplog, monkeypatch, workers, megabytes, warned):
+    """Docker gives 64 MB, in which 8 workers do not find room for two batches of 300 s each."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=megabytes * 10**6))
+    monkeypatch.setattr(batches, "SHARED_MEMORY", Path(tree[1]).parent)
+    with caplog.at_level(logging.WARNING):
+        loader(tree, replace(PLAIN, num_workers=workers, max_duration=300.0))
+    assert ("has 64 MB free, 8 workers may need 163 MB" in caplog.text) == warned
