@@ -79,6 +79,11 @@ def readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
+def known_whole(lengths: Tensor, num_frames: int) -> bool:
+    """Whether it is known on the host, at no cost, that no frame is padding: masks can be left out."""
+    return readable(lengths) and bool((lengths >= num_frames).all())
+
+
 def _integer(name: str, value: int, least: int, unit: str) -> int:
     if not isinstance(value, int) and hasattr(value, "__index__"):  # torch.compile can trace neither, nor has to
         value = operator.index(value)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sumix_kernels.arguments import check_frames, check_lengths
+from sumix_kernels.arguments import check_frames, check_lengths, known_whole
 from sumix_kernels.chunk_conv.op import check_taps
 
 
@@ -25,12 +25,14 @@ def chunk_conv1d_step(
     half = check_taps(weight, bias, x, glu) // 2
     if history.shape != (B, half, D):
         raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
-    padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
-    x = x.masked_fill(padding, 0)
+    padding = None
+    if not known_whole(lengths, num_frames):
+        padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
+        x = x.masked_fill(padding, 0)
     frames = torch.cat([history.to(x.dtype), F.glu(x) if glu else x], 1)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.float()
         y = F.conv1d(F.pad(frames.float(), (0, 0, 0, half)).mT, weight.float()[:, None], bias, groups=D).mT
     kept = lengths[:, None] + torch.arange(half, device=x.device)  # the last k//2 before the end of what is valid
     history = frames.gather(1, kept[:, :, None].expand(-1, -1, D)).to(history.dtype)
-    return y.masked_fill(padding, 0).to(x.dtype), history
+    return (y if padding is None else y.masked_fill(padding, 0)).to(x.dtype), history

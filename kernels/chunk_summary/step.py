@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sumix_kernels import backend as backends
-from sumix_kernels.arguments import check_frames, check_lengths
+from sumix_kernels.arguments import check_frames, check_lengths, known_whole
 
 
 class SummaryState(NamedTuple):
@@ -70,8 +70,11 @@ def _triton(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tupl
 def _torch(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tuple[Tensor, SummaryState]:
     num_frames = x.shape[1]
     x = functional.gelu(x) if gelu else x
-    padding = torch.arange(num_frames, device=x.device) >= lengths[:, None]
-    own_sum = x.float().masked_fill(padding[:, :, None], 0).sum(1, keepdim=True)  # (B, 1, D)
+    valid = x.float()
+    if not known_whole(lengths, num_frames):
+        padding = torch.arange(num_frames, device=x.device) >= lengths[:, None]
+        valid = valid.masked_fill(padding[:, :, None], 0)
+    own_sum = valid.sum(1, keepdim=True)  # (B, 1, D)
     own_count = lengths[:, None].to(state.counts.dtype)  # (B, 1)
 
     if state.compensation.shape[1]:

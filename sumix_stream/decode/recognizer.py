@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from sumix_stream.model.exported import ExportedModel
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.nn.conformer import ConformerEncoder
+from sumix_stream.nn.packed import pack
 from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
 
 Audio = str | os.PathLike | tuple[np.ndarray, int]
@@ -135,11 +137,16 @@ class Recognizer:
         """A recogniser of many streams, with its own latency, search and endpoints. Raises ValueError as `stream`."""
         context = self.context(chunk, left_context)
         if isinstance(search, SearchOptions):
-            search = make_search(self.model, search)
+            search = make_search(self._packed, search)
         slots = self.model.device.type == "cuda"  # where a step by itself costs more in launches than in work
         return StreamingRecognizer(
-            self.model, self.tokenizer, context, search=search, endpointing=endpointing, slots=slots
+            self._packed, self.tokenizer, context, search=search, endpointing=endpointing, slots=slots
         )
+
+    @cached_property
+    def _packed(self) -> Transducer | ExportedModel:
+        """The model as streams run it: on a CPU with packed weights, which later changes of the model do not reach."""
+        return pack(self.model) if isinstance(self.model, Transducer) else self.model
 
     def decode_streams(self, streams: Sequence[Stream]) -> int:
         """One batched step of all streams of `stream` that are ready; how many there were. Raises ValueError if their

@@ -24,6 +24,7 @@ class ConvSubsampling(nn.Module):
         if timebase.subsampling != 4:
             raise ValueError(f"two stride-2 convolutions subsample by 4, got subsampling {timebase.subsampling}")
         self.timebase = timebase
+        self.block_size: int | None = None  # streams of a step computed together; None = all
         self.channels = channels
         self.num_bins = num_bins
         self.register_buffer("feature_mean", torch.zeros(num_bins))
@@ -49,6 +50,11 @@ class ConvSubsampling(nn.Module):
 
     def step(self, feats: Tensor, lengths: Tensor, state: SubsamplingState) -> tuple[Tensor, Tensor, SubsamplingState]:
         """One chunk after the past in `state`; a chunk that another follows holds a multiple of four frames."""
+        if self.block_size is not None and len(feats) > self.block_size:
+            blocks = zip(*(part.split(self.block_size) for part in (feats, lengths, *state)), strict=True)
+            parts = [self.step(x, x_lengths, SubsamplingState(*past)) for x, x_lengths, *past in blocks]
+            outs, out_lengths, states = zip(*parts, strict=True)
+            return torch.cat(outs), torch.cat(out_lengths), SubsamplingState(*map(torch.cat, zip(*states, strict=True)))
         x = mask_frames((feats - self.feature_mean) / self.feature_std, lengths)
         x = torch.cat([state.feats.to(x.dtype), x], dim=1)
         hidden = F.silu(self.conv1(F.pad(x, (0, 0, 0, 1 - x.shape[1] % 2)).unsqueeze(1)))

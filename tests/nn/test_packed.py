@@ -1,0 +1,67 @@
+"""A packed model is the model, but for rounding."""
+
+import pytest
+import torch
+from talkative import MIXERS, talkative_model
+from torch import nn
+
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.packed import PackedLinear, pack
+
+CONTEXT = ChunkContext(8, 2)
+WINDOW = 32
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 17])
+@torch.inference_mode()
+def test_steps_are_equal(mixer, batch_size):
+    torch.manual_seed(batch_size)
+    model = talkative_model(mixer)
+    packed = pack(model)
+    assert any(isinstance(part, PackedLinear) for part in packed.modules())
+    states = [each.encoder.init_state(batch_size, CONTEXT) for each in (model, packed)]
+    lengths = torch.full((batch_size,), WINDOW)
+    for n in range(3):
+        feats = torch.randn(batch_size, WINDOW, 80)
+        if n == 2:
+            lengths = lengths - torch.arange(batch_size)
+        (expected, sizes, states[0]), (out, out_sizes, states[1]) = (
+            each.encoder.step(feats, lengths, state, final=n == 2)
+            for each, state in zip((model, packed), states, strict=True)
+        )
+        assert torch.equal(sizes, out_sizes)
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=0)
+        for row, size in enumerate(out_sizes.tolist()):
+            assert not out[row, size:].any(), "padded frames are zero"
+
+
+def test_the_joiner_and_empty_batches():
+    model = talkative_model()
+    packed = pack(model)
+    with torch.inference_mode():
+        for shape in ((3, 5), (0, 5), (2, 0), ()):
+            enc, pred = torch.randn(*shape, 32), torch.randn(*shape, 24)
+            torch.testing.assert_close(packed.joiner(enc, pred), model.joiner(enc, pred), atol=1e-4, rtol=1e-5)
+
+
+def test_the_model_itself_is_left_as_it_was():
+    model = talkative_model()
+    packed = pack(model)
+    assert not any(isinstance(part, PackedLinear) for part in model.modules())
+    assert model.encoder.subsampling.block_size is None
+    before, after = model.state_dict(), packed.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert packed.encoder.layers[0].conv.out.weight is model.encoder.layers[0].conv.out.weight
+
+
+def test_gradients_and_other_types_go_the_plain_way():
+    linear = nn.Linear(6, 5)
+    packed, x = PackedLinear(linear), torch.randn(4, 6, requires_grad=True)
+    packed(x).sum().backward()
+    torch.testing.assert_close(x.grad, linear.weight.sum(0).expand(4, 6))
+    assert linear.weight.grad is not None
+    half = nn.Linear(6, 5).bfloat16()
+    assert pack(half) is half
