@@ -129,6 +129,24 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Masks of SpecAugment (arXiv 1904.08779), drawn for each utterance."""
+
+    num_time_masks: int = 2
+    max_time_mask: int = 20  # feature frames (10 ms)
+    num_freq_masks: int = 2
+    max_freq_mask: int = 20  # bins
+    time_warp: int = 0  # feature frames; 0 = none
+
+    def __post_init__(self) -> None:
+        _require_range(self, "num_time_masks max_time_mask num_freq_masks time_warp", 0)
+        _require_range(self, "max_freq_mask", 0, 80)
+
+
+NOISES = ("white", "pink", "brown", "hum", "babble")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of the training objective (arXiv 2206.13236 for the pruned loss)."""
 
@@ -140,11 +158,14 @@ class LossConfig:
     simple_scale: float = 0.5  # final weight of the simple loss; starts at 1
     warmup_steps: int = 200  # steps over which simple_scale falls from 1 and the pruned scale rises from 0.1 to 1
     ctc_scale: float = 0.3
+    cr_ctc_scale: float = 0.0  # consistency of two views' CTC posteriors (arXiv 2410.05101: 0.2); twice the computing
+    cr_ctc_masks: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)  # of each view, beyond data.spec_augment
 
     def __post_init__(self) -> None:
         _require_range(self, "prune_range", 2)
         _require_choice(self, "rnnt_type", ("regular", "modified", "constrained"))
-        _require_range(self, "delay_penalty simple_scale warmup_steps ctc_scale", 0)
+        _require_range(self, "delay_penalty simple_scale warmup_steps ctc_scale cr_ctc_scale", 0)
+        _require(self, "cr_ctc_masks", self.cr_ctc_masks.time_warp == 0, "without time_warp: both views have one clock")
         _require_range(self, "lm_only_scale am_only_scale", 0, 1)
         mixed = self.lm_only_scale + self.am_only_scale
         _require(self, "am_only_scale", mixed < 1, f"below 1 - lm_only_scale ({1 - self.lm_only_scale:g})")
@@ -168,24 +189,6 @@ class ChunkConfig:
         _require_range(self, "max_chunk", self.min_chunk)
         _require_range(self, "min_left", 0)
         _require_range(self, "max_left", self.min_left)
-
-
-@dataclass(frozen=True)
-class SpecAugmentConfig:
-    """Masks of SpecAugment (arXiv 1904.08779), drawn for each utterance."""
-
-    num_time_masks: int = 2
-    max_time_mask: int = 20  # feature frames (10 ms)
-    num_freq_masks: int = 2
-    max_freq_mask: int = 20  # bins
-    time_warp: int = 0  # feature frames; 0 = none
-
-    def __post_init__(self) -> None:
-        _require_range(self, "num_time_masks max_time_mask num_freq_masks time_warp", 0)
-        _require_range(self, "max_freq_mask", 0, 80)
-
-
-NOISES = ("white", "pink", "brown", "hum", "babble")
 
 
 @dataclass(frozen=True)

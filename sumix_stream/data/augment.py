@@ -5,14 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sumix_stream.config import SpecAugmentConfig
-
-MAX_TIME_SHARE = 0.2  # of an utterance that one time mask may cover: short utterances keep their words
+from sumix_stream.nn.spec_masks import mask_features
 
 
 class SpecAugment:
     """Time warp, time and frequency masks on a padded batch of log-mel features (Park and others, arXiv 1904.08779).
 
-    What is masked becomes the utterance's own mean of each bin: features are not normalised yet, so zero would be loud.
     Padded frames stay zero. B utterances, T feature frames, F bins.
     """
 
@@ -24,14 +22,7 @@ class SpecAugment:
         config = self.config
         if config.time_warp > 0:
             feats = self._warp(feats, lengths, generator)
-        frames = torch.minimum(lengths * MAX_TIME_SHARE, torch.full_like(lengths, config.max_time_mask))
-        bins = torch.full_like(lengths, feats.shape[2])
-        time = _masks(config.num_time_masks, frames, lengths, feats.shape[1], generator)
-        freq = _masks(config.num_freq_masks, bins.clamp(max=config.max_freq_mask), bins, feats.shape[2], generator)
-        valid = torch.arange(feats.shape[1]) < lengths[:, None]
-        masked = (time[:, :, None] | freq[:, None, :]) & valid[:, :, None]
-        mean = feats.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
-        return torch.where(masked, mean, feats)
+        return mask_features(feats, lengths, config, generator)
 
     def _warp(self, feats: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """Move a random frame of each utterance by up to `time_warp` frames; linear interpolation on both sides."""
@@ -51,12 +42,3 @@ class SpecAugment:
                 ]
             )
         return feats
-
-
-def _masks(number: int, max_width: Tensor, extent: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """(B, size), True where masked: `number` masks, width uniform in 0 to max_width (B,), inside extent (B,)."""
-    draws = torch.rand(2, len(extent), number, 1, generator=generator)
-    width = (draws[0] * (max_width.long()[:, None, None] + 1)).long()
-    start = (draws[1] * (extent[:, None, None] - width + 1)).long()
-    position = torch.arange(size)
-    return ((position >= start) & (position < start + width)).any(1)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sumix_stream.config import LossConfig, ModelConfig
+from sumix_stream.losses.consistency import ctc_consistency
 from sumix_stream.losses.transducer import LossScales, TransducerLoss, transducer_loss
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.nn.conformer import ConformerEncoder
 from sumix_stream.nn.joiner import Joiner
 from sumix_stream.nn.predictor import LstmPredictor
+from sumix_stream.nn.spec_masks import mask_features
 from sumix_stream.timebase import Timebase
 
 # Share of a lattice's steps that are blank before anything is learnt. With even logits every frame's first lesson is
@@ -78,18 +80,63 @@ class Transducer(nn.Module):
         loss: LossConfig | None = None,
     ) -> TransducerLoss:
         """The training objective of a batch: feats (B, T0, 80), tokens (B, U), zero-padded, with lengths (B,)."""
+        loss = loss or LossConfig()
+        if self.training and loss.cr_ctc_scale > 0:
+            return self._two_views(feats, feat_lengths, tokens, token_lengths, context, scales, loss)
+        return self._loss(feats, feat_lengths, tokens, token_lengths, context, scales, loss)[0]
+
+    def _two_views(
+        self,
+        feats: Tensor,
+        feat_lengths: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        context: ChunkContext,
+        scales: LossScales,
+        loss: LossConfig,
+    ) -> TransducerLoss:
+        """The mean objective of two differently masked views of each utterance, and their consistency.
+
+        Raises ValueError for a model without CTC head.
+        """
+        if self.ctc_head is None:
+            raise ValueError("loss.cr_ctc_scale needs the CTC head: set model.ctc true, or loss.cr_ctc_scale 0")
+        batch_size = feats.shape[0]
+        views = torch.cat([mask_features(feats, feat_lengths, loss.cr_ctc_masks) for _ in range(2)])
+        twice = [torch.cat([value, value]) for value in (feat_lengths, tokens, token_lengths)]
+        both, ctc_logits, enc_lengths = self._loss(views, *twice, context.repeated(2), scales, loss)
+        simple, pruned, ctc = (part.view(2, batch_size).mean(0) for part in (both.simple, both.pruned, both.ctc))
+        apart = ctc_consistency(*ctc_logits.split(batch_size), enc_lengths[:batch_size])
+        num_frames = both.num_frames // 2
+        has_path = both.has_path[:batch_size]
+        total = both.total + loss.cr_ctc_scale * (apart * has_path).sum() / num_frames.clamp(min=1)
+        return TransducerLoss(total, simple, pruned, ctc, has_path, num_frames)
+
+    def _loss(
+        self,
+        feats: Tensor,
+        feat_lengths: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        context: ChunkContext,
+        scales: LossScales,
+        loss: LossConfig,
+    ) -> tuple[TransducerLoss, Tensor | None, Tensor]:
+        """The objective, CTC logits (B, T, V) if there is a head, and their lengths (B,)."""
         enc, enc_lengths = self.encoder(feats, feat_lengths, context)
         pred = self.predictor(tokens)
-        return transducer_loss(
-            loss or LossConfig(),
+        ctc_logits = None if self.ctc_head is None else self.ctc_head(enc)
+        result = transducer_loss(
+            loss,
             scales,
             enc_proj=self.joiner.project_encoder(enc),
             pred_proj=self.joiner.project_predictor(pred),
             output=self.joiner.output,
             am=self.simple_am(enc),
             lm=self.simple_lm(pred),
-            ctc_logits=None if self.ctc_head is None else self.ctc_head(enc),
+            ctc_logits=ctc_logits,
             enc_lengths=enc_lengths,
             tokens=tokens,
             token_lengths=token_lengths,
         )
+        return result, ctc_logits, enc_lengths

@@ -66,6 +66,11 @@ class ChunkContext:
             ) from None
         return cls((timebase or Timebase()).encoder_frames(seconds), left_context)
 
+    def repeated(self, times: int) -> ChunkContext:
+        """The context of a batch that has every utterance `times` times, one whole batch behind the other."""
+        values = (self.chunk_size, self.left_context)
+        return ChunkContext(*(v if v is None or isinstance(v, int) else v.repeat(times) for v in values))
+
     def __str__(self) -> str:
         left = "unlimited" if self.left_context is None else f"{self.left_context} chunks"
         return "full" if self.chunk_size is None else f"{self.chunk_size} frames, left {left}"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sumix_stream.config import SpecAugmentConfig
-from sumix_stream.data.augment import MAX_TIME_SHARE, SpecAugment
+from sumix_stream.data.augment import SpecAugment
+from sumix_stream.nn.spec_masks import MAX_TIME_SHARE
 
 NONE = SpecAugmentConfig(num_time_masks=0, num_freq_masks=0)
 
