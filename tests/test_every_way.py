@@ -23,6 +23,11 @@ def test_every_way_gives_the_same_tokens(context):
         rows = compare(recognizer, context, audio, None)
     else:
         with chromium.chromium() as browser:
-            rows = compare(recognizer, context, audio, browser)
-    assert [row.same for row in rows] == [dict.fromkeys(rows[0].same, True)] * len(audio), table(rows, recognizer)
-    assert len(rows[0].same) >= 7 and min(row.num_tokens for row in rows) > 0 and rows[-1].num_tokens > 50
+            rows = compare(recognizer, context, audio, browser, longest=2.0)
+    assert not [row for row in rows if False in row.same.values()], table(rows, recognizer)
+    assert (
+        all(rows[0].same.values())
+        and len(rows[0].same) >= 7
+        and min(row.num_tokens for row in rows) > 0
+        and rows[-1].num_tokens > 50
+    )
