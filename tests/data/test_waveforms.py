@@ -143,16 +143,13 @@ def recorded(folder, seconds, name, channels: int = 1):
     return str(manifest), sound
 
 
-@pytest.mark.parametrize(("seconds", "channels"), [(0.3, 1), (20.0, 1), (20.0, 3)])
+@pytest.mark.parametrize(("seconds", "channels"), [(0.3, 1), (5.0, 1), (5.0, 3)])
 def test_recorded_noise_is_a_stretch_of_its_recording(tmp_path, seconds, channels):
     manifest, sound = recorded(tmp_path, seconds, "noise", channels)
     out = augmented(DataConfig(noise=NoiseConfig(1.0, (0.0, 0.0), recordings=(manifest,))))
     for clean, noisy in zip(BATCH, out, strict=True):
-        added = (noisy * np.float32(1) - clean)[:3000].astype(np.float64)  # within one repetition at its start
-        added = added[: int(0.05 * SAMPLE_RATE)]
-        best = max(_correlation(added, sound[:, channel]) for channel in range(channels))
-        assert best > 0.99
-    assert augmented(DataConfig(noise=NoiseConfig(1.0, recordings=(manifest,))))[0].tolist() != out[0].tolist()
+        added = (noisy - clean)[: int(0.05 * SAMPLE_RATE)].astype(np.float64)
+        assert max(_correlation(added, sound[:, channel]) for channel in range(channels)) > 0.99
 
 
 def _correlation(piece: np.ndarray, sound: np.ndarray) -> float:
