@@ -31,18 +31,16 @@ _FOREVER = 10**9
 
 
 class Found(NamedTuple):
-    """Rates; `steepest` and `lowest` are where the smoothed loss falls fastest and where it is lowest."""
+    """Rates; `lowest` is where the smoothed loss is."""
 
     suggested: float
-    steepest: float
     lowest: float
     page: Path | None = None
 
     def __str__(self) -> str:
         where = "" if self.page is None else f"; picture: {self.page}"
         return (
-            f"suggested peak: train.learning_rate {self.suggested:.1e} (the loss falls fastest at {self.steepest:.1e}, "
-            f"is lowest at {self.lowest:.1e}){where}"
+            f"suggested peak: train.learning_rate {self.suggested:.1e} (the loss is lowest at {self.lowest:.1e}){where}"
         )
 
 
@@ -122,8 +120,8 @@ def smooth(losses: Sequence[float], window: int) -> list[float]:
 def suggest(points: Sequence[tuple[float, float]], window: int) -> Found:
     """Of (rate, loss) by rising rate: a third of the rate at which the smoothed loss is lowest.
 
-    The smoothed loss lags some steps behind, and what a few steps bear is more than what thousands do; a factor of
-    three takes back both. Not below the rate where it falls fastest.
+    The smoothed loss lags half a cycle behind, and what a few steps bear is more than what thousands do; a factor of
+    three takes back both. Where it falls fastest says little: a transducer's first lesson is the share of blanks.
 
     Raises ValueError when the smoothed loss is lowest at the lowest rate.
     """
@@ -135,13 +133,7 @@ def suggest(points: Sequence[tuple[float, float]], window: int) -> Found:
             f"the loss fell at no rate from {points[0][0]:.0e} to {points[-1][0]:.0e}: check the data (bin/train logs "
             "what it leaves out) and the loss with a fixed train.learning_rate of 1e-3"
         )
-    falls = {
-        index: (losses[index] - losses[index - 1]) / math.log(points[index][0] / points[index - 1][0])
-        for index in range(start + 1, lowest + 1)
-    }
-    steepest = points[min(falls, key=falls.__getitem__)][0]
-    at_lowest = points[lowest][0]
-    return Found(min(max(at_lowest / 3, steepest), at_lowest), steepest, at_lowest)
+    return Found(points[lowest][0] / 3, points[lowest][0])
 
 
 def _picture(points: Sequence[tuple[float, float]], smoothed: Sequence[float], found: Found) -> str:
