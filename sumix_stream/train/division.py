@@ -39,25 +39,17 @@ def dropout_seed(seed: int, step: int, number: int) -> int:
     return random.Random(f"dropout {seed} {step} {number}").getrandbits(63)
 
 
-class FrameShares:
-    """What the mean loss a frame of each of a process's batches counts for in the step.
+def frame_shares(batches: Sequence[Batch], timebase: Timebase, fabric: Fabric) -> Tensor:
+    """What the mean loss a frame of each of a process's batches counts for in the step, (A,) on the device.
 
     W times its part of the encoder frames of the step: the gradients, which are averaged over the processes, are then
     those of the loss a frame of all batches. With even weights instead, a frame of a short batch would count for more,
-    and the gradient would depend on who had which batch. Made before the first forward pass, behind which the sum over
-    the processes hides; the host does not wait for it. (`Fabric.all_reduce` does, at a barrier.)
+    and the gradient would depend on who had which batch. The device waits for the sum over the processes, the host
+    does not (in `Fabric.all_reduce` it would, at a barrier).
     """
-
-    def __init__(self, batches: Sequence[Batch], timebase: Timebase, fabric: Fabric) -> None:
-        frames = torch.stack([timebase.num_encoder_frames(batch.feat_lengths).sum() for batch in batches])
-        self._frames = frames.to(fabric.device, non_blocking=True)
-        self._total = self._frames.sum()
-        self._world_size = fabric.world_size
-        self._sum = distributed.all_reduce(self._total, async_op=True) if self._world_size > 1 else None
-
-    def of(self, index: int) -> Tensor:
-        """Of batch `index`, a scalar on the device."""
-        if self._sum is not None:
-            self._sum.wait()
-            self._sum = None
-        return self._frames[index] * self._world_size / self._total.clamp(min=1)
+    frames = torch.stack([timebase.num_encoder_frames(batch.feat_lengths).sum() for batch in batches])
+    frames = frames.to(fabric.device, non_blocking=True)
+    total = frames.sum()
+    if fabric.world_size > 1:
+        distributed.all_reduce(total)
+    return frames * fabric.world_size / total.clamp(min=1)

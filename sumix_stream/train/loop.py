@@ -27,7 +27,7 @@ from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import state as run_state
 from sumix_stream.train.agreement import Agreement
 from sumix_stream.train.averaging import WeightAverage
-from sumix_stream.train.division import FrameShares, batches_per_process, dropout_seed
+from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
 from sumix_stream.train.interrupt import Interrupts
 from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
@@ -197,7 +197,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scales = loss_scales(state.step, self.recipe.loss)
-        shares = FrameShares(batches, self.model.timebase, fabric)
+        shares = frame_shares(batches, self.model.timebase, fabric)
         losses: list[TransducerLoss] = []
         ids: list[str] = []
         for index, batch in enumerate(batches):
@@ -206,8 +206,7 @@ class Trainer:
             context = self._context(state.step, len(batch.ids))
             batch = batch.to(fabric.device)
             last = index == len(batches) - 1
-            share = shares.of(index)
-            loss, used = self._backward(batch, context, scales, share=share, sync=last, step=state.step + 1)
+            loss, used = self._backward(batch, context, scales, share=shares[index], sync=last, step=state.step + 1)
             losses.append(loss)
             ids += used
         norm = fabric.clip_gradients(
