@@ -18,12 +18,13 @@ config=${CONFIG:-egs/librispeech/conf/large_960h.yaml}
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # one a line
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node do not meet
 
+# The papers' 600 s of audio a step, over 16 GPUs or a number that divides 16.
 # One torchrun a node; each starts a process for each of its GPUs. A process that dies is started again with all the
 # others, from the last checkpoint. The rendezvous lives on the first node.
 srun --kill-on-bad-exit=1 .venv/bin/torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node gpu --max-restarts 3 \
   --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "${hosts%%$'\n'*}:$port" \
-  bin/train --config "$config" "$@" &
+  bin/train --config "$config" --train.step_batches 16 --data.max_duration 37.5 "$@" &
 training=$!
 
 # Two minutes before the end of its time, or when it is preempted, training is told to save and end (torchrun gives it
