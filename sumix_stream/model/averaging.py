@@ -55,9 +55,7 @@ def save_alone(
         raise ValueError(f"{source} is a bundle: a checkpoint is made from a checkpoint")
     about = {"made_from": Path(source).resolve().name, "average": None if average is None else str(average)}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_directory_atomically(
-        Path(out), lambda folder: checkpoint.save_model(folder, model, tokenizer, extra=about)
-    )
+    checkpoint.write_checkpoint(Path(out), lambda folder: checkpoint.save_model(folder, model, tokenizer, extra=about))
     mean = "" if average is None else f", average {average}"
     return f"{out}: {model.num_parameters:,} parameters of {source}{mean}"
 
@@ -123,8 +121,8 @@ def _fixed(directory: Path, name: str) -> object:
     if name == checkpoint.CONFIG:
         description = checkpoint.load_yaml(directory / name)
         return description.get("vocab_size"), description.get("model")
-    path = directory / name
-    return path.read_bytes() if path.is_file() else None
+    checkpoint.require(directory / name)
+    return (directory / name).read_bytes()
 
 
 def _error_rate(directory: Path) -> float | None:

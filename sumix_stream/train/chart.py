@@ -12,10 +12,11 @@ NUM_COLOURS = 8  # classes s0 ... s7; the page's style gives them their colours
 
 
 class Series(NamedTuple):
-    """A line: (x, y) points by x; what is not finite is left out."""
+    """A line: (x, y) points by x; what is not finite is left out. `last`: for the legend, else the last y."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
+    last: str | None = None
 
 
 def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: bool = False, x_name: str = "step") -> str:
@@ -25,7 +26,7 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: boo
         unit: of y, for the caption.
         log: logarithmic y axis; what is not positive is left out.
     """
-    series = [Series(s.name, _drawable(s.points, log)) for s in series]
+    series = [s._replace(points=_drawable(s.points, log)) for s in series]
     caption = f"<figcaption>{escape(title)}{f' <small>{escape(unit)}</small>' if unit else ''}</figcaption>"
     drawn = [s for s in series if s.points]
     if not drawn:
@@ -49,6 +50,8 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: boo
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{figure(value)}</text>')
     for value in _ticks(x_low, x_high, most=5):
         x = min(across(value), WIDTH - 12)
+        if x < LEFT + 12:  # the axis's name stands there
+            continue
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{figure(value)}</text>')
     for number, line in enumerate(lines):
         colour = f"s{number % NUM_COLOURS}"
@@ -58,9 +61,10 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: boo
             x, y = (across(line[-1][0]), down(line[-1][1])) if len(line) > 1 else (across(line[0][0]), down(line[0][1]))
             parts.append(f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>')
     parts.append(f'<text x="{LEFT - 5}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_name)}</text>')
+    values = [escape(s.last or figure(s.points[-1][1])) for s in drawn]
     legend = "".join(
-        f'<li><i class="key s{n % NUM_COLOURS}"></i>{escape(s.name)} <b>{figure(s.points[-1][1])}</b></li>'
-        for n, s in enumerate(drawn)
+        f'<li><i class="key s{n % NUM_COLOURS}"></i>{escape(s.name)} <b>{value}</b></li>'
+        for n, (s, value) in enumerate(zip(drawn, values, strict=True))
     )
     return f'<figure class="chart">{caption}{"".join(parts)}</svg><ul class="legend">{legend}</ul></figure>'
 

@@ -145,7 +145,8 @@ def _picture(points: Sequence[tuple[float, float]], smoothed: Sequence[float], f
         return Series(name, shown)
 
     low = min(smoothed)
-    mark = Series("suggested", [(math.log10(found.suggested), low), (math.log10(found.suggested), most)])
+    at, rate = math.log10(found.suggested), f"{found.suggested:.1e}"
+    mark = Series("suggested", [(at, low), (at, most)], rate)
     chart = line_chart(
         "Loss while the learning rate rises",
         [line("each step", [loss for _, loss in points]), line("smoothed", smoothed), mark],
