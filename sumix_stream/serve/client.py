@@ -61,7 +61,8 @@ async def transcribe(
     """
     form = "s16le" if samples.dtype == np.int16 else "f32le"
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    async with connect(uri, additional_headers=headers, ssl=tls, compression=None, proxy=None) as connection:
+    options = {"compression": None, "proxy": None, "ping_timeout": None}  # pongs may wait behind our own audio
+    async with connect(uri, additional_headers=headers, ssl=tls, **options) as connection:
         result, began = Transcript(), time.monotonic()
         reader = asyncio.create_task(_collect(connection, result, began))
         packet = max(1, int(packet_seconds * sample_rate))

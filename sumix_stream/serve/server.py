@@ -26,7 +26,7 @@ from sumix_stream.serve.protocol import AudioFormat, ProtocolError
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
-_LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big", 1011: "no_pong"}
+_LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big"}
 
 
 class Server:
@@ -81,6 +81,7 @@ class Server:
             max_queue=_MAX_QUEUE,
             open_timeout=limits.handshake_seconds,
             close_timeout=limits.send_seconds,
+            ping_timeout=None,  # a pong may wait behind audio that nobody reads yet; who is gone is found idle
             server_header=None,
         )
         return self._server.sockets[0].getsockname()[1]

@@ -259,6 +259,7 @@ async function talk() {
     context.close().catch(() => {});
   };
   say("Waiting for the microphone.");
+  showPace("Latency", "–", "from the end of a piece of speech to its words");
   try {
     // What browsers do to please the ear in a call is no help to a recogniser.
     const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
