@@ -14,7 +14,10 @@ import torch
 from train import division_run
 from train.division_run import RUNS, STEP_BATCHES
 
-from sumix_stream.config import TrainConfig
+from sumix_stream.config import LossConfig, TrainConfig
+from sumix_stream.losses.transducer import loss_scales
+from sumix_stream.model.build import build_model
+from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.train.division import batches_per_process, dropout_seed
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -103,6 +106,21 @@ def test_compressed_gradients_stay_the_same_everywhere(alone, two):
     folder = two / "compressed"
     assert measures(folder, "loss") == pytest.approx(measures(alone[0], "loss"), rel=1e-3)
     assert 1e-5 < largest_difference(weights(folder, 2), alone[1]) < 1e-2  # rounded indeed
+
+
+@pytest.mark.parametrize("mixer", ["attention", "fast", "full", "lite", "expdecay"])
+def test_every_parameter_has_a_gradient_whatever_the_context(mixer):
+    """So averaging never searches for those without; one that had none would stop all processes."""
+    kind = {"mixer": "attention"} if mixer == "attention" else {"summary_variant": mixer}
+    encoder = replace(division_run.SMALL.encoder, **kind)
+    model = build_model(replace(division_run.SMALL, encoder=encoder), division_run.VOCAB_SIZE).train()
+    batch = next(division_run.Loader(0, 1).epoch_batches(0, skip=3))
+    for context in (ChunkContext.full(), ChunkContext(4, 0), ChunkContext(2, None)):
+        for lengths in (batch.feat_lengths, batch.feat_lengths.clamp(max=0)):  # no frame: nothing to align
+            model.zero_grad()
+            loss = model(batch.feats, lengths, batch.tokens, batch.token_lengths, context, loss_scales(0, LossConfig()))
+            loss.total.backward()
+            assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
 def test_another_number_of_batches_is_said_to_draw_the_epoch_anew(tmp_path, monkeypatch):
