@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from sumix_stream.config import TrainConfig
+from sumix_stream.train.rendezvous import join_torchrun
 
 STRATEGIES = ("auto", "ddp")  # those that keep whole weights on each device, as checkpoints do
 
@@ -81,6 +82,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         num_nodes=num_nodes,
         plugins=plugins,
     )
+    if several:
+        join_torchrun("nccl" if device_type == "cuda" else "gloo")
     fabric.launch()
     return fabric
 
