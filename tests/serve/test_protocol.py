@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import PCM, expected, run, serving, uri
+from talkative import LetterTokenizer
 
 from sumix_stream.serve import protocol
+from sumix_stream.serve.client import transcribe
 from sumix_stream.serve.protocol import AudioFormat, ProtocolError, read_start, read_text
 
 
@@ -70,3 +73,18 @@ def test_the_document_names_what_there_is():
     for code, close in re.findall(r"^\| `(\w+)` \| (\d{4}) \|", text, re.M):
         expected = {"too_long": 1008, "idle": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
         assert int(close) == expected, code
+
+
+def test_a_final_result_names_its_tokens():
+    """A client that compares, aligns or counts needs them: words may be written by other tokens."""
+
+    async def test():
+        async with serving() as (_, port):
+            return await transcribe(uri(port), PCM)
+
+    found, pieces = run(test), LetterTokenizer()
+    for final, hypothesis in zip(found.segments, expected(PCM), strict=True):
+        assert final["tokens"] == [pieces.piece(token) for token in hypothesis.tokens]
+        assert final["timestamps"] == [round(time, 3) for time in hypothesis.timestamps]
+    assert any(final["tokens"] for final in found.segments)
+    assert not any("tokens" in partial for partial in found.partials)
