@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,16 +14,20 @@ import pytest
 import soundfile
 from conftest import ROOT
 from serving import PCM, RATE, expected, make_recognizer
-from talkative import sound
+from talkative import LetterTokenizer, sound, talkative_model
 from websockets.frames import Frame, Opcode
 
+from sumix_stream.decode.options import SearchOptions
 from sumix_stream.decode.recognizer import load
+from sumix_stream.decode.search import GreedySearch
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.load import commands, hostile, report, speaker, verdict
 from sumix_stream.serve.load.clients import Measured, Plan, _Speech, flood, run_load
 from sumix_stream.serve.load.crew import Crew
 from sumix_stream.serve.load.dialects import Ours, Stock
-from sumix_stream.serve.load.servers import Meter, check_cores, pinned, start_ours
+from sumix_stream.serve.load.servers import STOCK_SERVER, Meter, check_cores, pinned, start_ours, start_stock
 from sumix_stream.serve.server import Server
 from sumix_stream.timebase import Timebase
 
@@ -274,7 +279,7 @@ def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
         assert (server.num_streams, server.num_sessions) == (0, 0)
         assert flood(OURS, port, [PCM])[0] == references([PCM])
     kinds = {name.partition(":")[0] for name in found}
-    assert kinds >= {"half-open", "garbage", "1 GB message", "1 GB in fragments", "disconnect", "crowd"}
+    assert kinds >= {"half-open", "slow reader", "garbage", "1 GB message", "1 GB in fragments", "disconnect", "crowd"}
     assert found.get("1 GB message: closed with 1009") and found.get("1 GB in fragments: closed with 1009")
     assert found.get("crowd: HTTP 503")
     assert any(name.startswith("garbage: closed with 1007") for name in found)
@@ -350,3 +355,32 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     script.write_text("import sys; sys.exit('no model here')\n")
     with pytest.raises(RuntimeError, match="no model here"):
         start_ours("ours", [str(script)], tmp_path, check_cores(None), 1)
+
+
+@pytest.mark.slow
+def test_the_stock_server_under_the_same_load(tmp_path):
+    """A bundle of ours in sherpa-onnx-online-websocket-server: one result a chunk, and our texts."""
+    pytest.importorskip("onnxruntime")
+    if not Path(sys.executable).with_name(STOCK_SERVER).is_file():
+        pytest.skip(f"{STOCK_SERVER} is not installed (pip install sherpa-onnx-bin)")
+    from sumix_stream.export import sherpa
+
+    model, tokenizer, context = talkative_model(), LetterTokenizer(), ChunkContext(CHUNK, 4)
+    sherpa.save(tmp_path, model, tokenizer, context)
+    search = GreedySearch(model, SearchOptions(max_symbols=speaker.MAX_SYMBOLS))
+    samples = speaker.whole_chunks(utterances(0.9, 1.7, 0.5), CHUNK * 640)
+    known = []
+    for one in samples:
+        stream = StreamingRecognizer(model, tokenizer, context, search=search).create_stream()
+        stream.feed(RATE, one)
+        known.append(stream.finish().text)
+    assert all(known)
+    stock = Stock(CHUNK, Timebase())
+    with start_stock("stock", tmp_path, commands.stock_flags(1)[0], tmp_path, check_cores(None), 1) as server:
+        assert flood(stock, server.port, samples)[0] == known
+        measured = run_load(stock, server.port, samples, QUICK, server.meter)
+    assert not measured.faults and not measured.num_overdue
+    assert verdict.num_wrong(measured, known) == 0 and len(measured.texts) >= QUICK.clients
+    most = QUICK.clients * (QUICK.seconds / 0.32 + 1)
+    assert most / 3 < len(measured.chunks) <= most
+    assert min(measured.server_rss) > 1e6

@@ -262,9 +262,9 @@ class _Load:
         await self._watch(until=self.last)
         self.last = min(self.last, self.loop.time())
         self.result.seconds = self.last - self.first
-        self.result.client_cpu, self.result.server_cpu = (
-            (now - then) / (time.monotonic() - began) for now, then in zip(self._cpu(), cpu)
-        )
+        elapsed = max(time.monotonic() - began, _WATCH_SECONDS)
+        used = [now - then for now, then in zip(self._cpu(), cpu)]
+        self.result.client_cpu, self.result.server_cpu = (seconds / elapsed for seconds in used)
         if not self.result.gave_up:
             await self._last_results()
         self._stop()

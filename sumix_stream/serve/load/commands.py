@@ -83,8 +83,9 @@ class Contender:
     about: str
     references: list[str]
 
-    def row(self, request: Request, plan: Plan, utterances: Sequence[np.ndarray], bound: float) -> dict[str, Any]:
-        """Measure; the others must be paused."""
+    def row(self, plan: Plan, utterances: Sequence[np.ndarray], bound: float) -> dict[str, Any]:
+        """Measure, once nothing of an earlier load is left; the others must be paused."""
+        flood(self.dialect, self.server.port, [min(utterances, key=len)])
         measured = run_load(self.dialect, self.server.port, utterances, plan, self.server.meter)
         return {"contender": self.name} | verdict.figures(measured, self.references, bound)
 
@@ -241,7 +242,7 @@ def _measure(
     def measure(contender: Contender, clients: int, part: str) -> bool:
         contender.server.resume()
         try:
-            row = contender.row(request, replace(plan, clients=clients), utterances, bound)
+            row = contender.row(replace(plan, clients=clients), utterances, bound)
         finally:
             contender.server.pause()
         rows.append({**row, "part": part})

@@ -69,6 +69,7 @@ def figures(measured: Measured, references: Sequence[str], bound_seconds: float)
         "texts_wrong": num_wrong(measured, references),
         "growth_ms": 1e3 * growth_seconds(measured.chunks),
         "server_cpu_percent": 100 * measured.server_cpu,
+        "server_cpu_ms_per_chunk": 1e3 * measured.server_cpu * measured.seconds / max(1, len(measured.chunks)),
         "server_rss_mb": float(np.median(measured.server_rss)) / 1e6 if measured.server_rss else float("nan"),
         "client_cpu_percent": 100 * measured.client_cpu,
         "client_late_ms_p99": quantiles([(0.0, late) for late in measured.lateness])[99],
