@@ -38,6 +38,7 @@ setup(
         "pyyaml>=6.0",  # recipes and checkpoint configurations
         "safetensors>=0.4.3",  # checkpoints without pickle
         "tensorboard>=2.14",  # curves of a training run
+        "pillow>=10",  # pictures of a run's utterances; tensorboard needs it too
         "tqdm>=4.65",  # progress bars
         "kaldialign>=0.9",  # word alignments behind WER
     ],

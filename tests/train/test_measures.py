@@ -7,9 +7,11 @@ import pytest
 import torch
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
+from sumix_stream.losses.transducer import TransducerLoss
 from sumix_stream.model import checkpoint
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.loop import Trainer
+from sumix_stream.train.measures import StepBuffer
 
 
 def trainer(exp_dir, loader=None, validate=None, **settings):
@@ -38,6 +40,34 @@ def test_intervals_come_with_the_last_step_of_each(tmp_path):
         assert 0 < spread["min"] == spread["mean"] == spread["max"]
     seconds = intervals[4]["step_seconds"]["max"] * 4
     assert intervals[4]["audio_hours_per_hour"] == pytest.approx(4 * 3.6 / seconds, rel=1e-6)
+
+
+def test_the_slowest_of_several_processes_is_named():
+    """The other process of two is said to have taken three times as long for everything."""
+
+    class Two:
+        device, world_size = torch.device("cpu"), 2
+
+        def all_reduce(self, table, reduce_op):
+            return table * 2
+
+        def all_gather(self, measures):
+            return torch.stack([measures, measures * 3])
+
+    buffer, one = StepBuffer(Two()), torch.ones(3)
+    next(buffer.timed(iter([0])))
+    loss = TransducerLoss(one.sum() / 3, one, 2 * one, one, one.bool(), torch.tensor(3))
+    settings = {"grad_norm": one[0], "skipped": torch.tensor(False), "learning_rate": 1e-3, "context": "full"}
+    time.sleep(0.01)
+    buffer.add(1, [loss, loss], list("abcdef"), seconds=3.0, frames=(9, 12), **settings)
+    (report,) = buffer.fetch()
+    assert (report.loss, report.simple, report.pruned, report.seconds) == (1.0, 1.0, 2.0, 6.0)
+    interval = report.interval
+    assert interval.slowest_rank == 1 and interval.padding_share == 0.25
+    least, most = interval.step_seconds["min"], interval.step_seconds["max"]
+    assert least >= 0.01 and most == pytest.approx(3 * least)
+    assert interval.step_seconds["mean"] == pytest.approx(2 * least)
+    assert interval.audio_hours_per_hour == pytest.approx(6.0 / most)
 
 
 def test_waiting_for_the_loader_and_padding_are_measured(tmp_path):

@@ -104,7 +104,7 @@ def decoded(directory, manifest, texts):
             "reference": reference,
             "hypothesis": hypothesis,
             "errors": int(reference != hypothesis),
-            "pairs": [[reference, hypothesis]],
+            "pairs": [[reference, hypothesis], [name, name]],
         }
         for name, reference, hypothesis in texts
     ]
@@ -123,7 +123,7 @@ def test_hostile_texts_stay_texts_and_audio_is_inside(tmp_path):
     path = write_report(tmp_path)
     page = Page(path)
     check_self_contained(page, path)
-    assert page.text.count(HOSTILE) == 3  # id, reference, hypothesis
+    assert page.text.count(HOSTILE) == 4  # id; words recognised, substituted, inserted
     assert [source[:15] for source in page.sources if source.startswith("data:audio")] == ["data:audio/flac"]
     assert "3 of 4 utterances have errors" in page.text
     assert "\n12.50%\n10.00% to 15.00%\n" in page.text and "\n640 ms\n4\n" in page.text
