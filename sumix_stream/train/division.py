@@ -43,9 +43,9 @@ def frame_shares(batches: Sequence[Batch], timebase: Timebase, fabric: Fabric) -
     """What the mean loss a frame of each of a process's batches counts for in the step, (A,) on the device.
 
     W times its part of the encoder frames of the step: the gradients, which are averaged over the processes, are then
-    those of the loss a frame of all batches. With even weights instead, a frame of a short batch would count for more,
-    and the gradient would depend on who had which batch. The device waits for the sum over the processes, the host
-    does not (in `Fabric.all_reduce` it would, at a barrier).
+    those of the loss a frame of all batches, as if they were one. With even weights instead, a frame of a short batch
+    would count for more. The device waits for the sum over the processes, the host does not (in `Fabric.all_reduce` it
+    would, at a barrier).
     """
     frames = torch.stack([timebase.num_encoder_frames(batch.feat_lengths).sum() for batch in batches])
     frames = frames.to(fabric.device, non_blocking=True)

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_close_as
+from torch.nn.utils.rnn import pad_sequence
 from train import division_run
 from train.division_run import RUNS, STEP_BATCHES
 
@@ -18,7 +21,9 @@ from sumix_stream.config import LossConfig, TrainConfig
 from sumix_stream.losses.transducer import loss_scales
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.train.division import batches_per_process, dropout_seed
+from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
+from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.step import BatchBackward, Objective
 
 TESTS = Path(__file__).resolve().parent.parent
 # Sums of the same fp32 numbers in another order, six updates long.
@@ -129,6 +134,34 @@ def test_another_number_of_batches_is_said_to_draw_the_epoch_anew(tmp_path, monk
     division_run.train(tmp_path, "continued")
     log = (tmp_path / "continued" / "train.log").read_text()
     assert "a step now takes 8 batches over all processes, not 4: epoch 0 is drawn anew" in log
+
+
+def test_batches_of_a_step_count_as_if_they_were_one(tmp_path):
+    """Of 2, 3, 4 and 1 utterances, with unlike lengths: the gradient of all ten in one batch."""
+    still = replace(division_run.SMALL, encoder=replace(division_run.SMALL.encoder, dropout=0.0))
+    still = replace(still, predictor=replace(still.predictor, dropout=0.0, token_dropout=0.0))
+    recipe = division_run.recipe_of(tmp_path, 1, {"precision": "32-true"})
+    fabric = make_fabric(recipe.train)
+    batches = list(islice(division_run.Loader(0, 1).epoch_batches(0), 1, 5))
+    whole = replace(
+        batches[0],
+        feats=pad_sequence([row for batch in batches for row in batch.feats], batch_first=True),
+        tokens=pad_sequence([row for batch in batches for row in batch.tokens], batch_first=True),
+        feat_lengths=torch.cat([batch.feat_lengths for batch in batches]),
+        token_lengths=torch.cat([batch.token_lengths for batch in batches]),
+        ids=[name for batch in batches for name in batch.ids],
+    )
+
+    def gradients(batches):
+        model = build_model(still, division_run.VOCAB_SIZE).train()
+        backward = BatchBackward(fabric, fabric.setup(Objective(model)), model, recipe)
+        shares = frame_shares(batches, model.timebase, fabric)
+        for batch, share in zip(batches, shares, strict=True):
+            backward(batch, ChunkContext(4, 1), loss_scales(0, recipe.loss), share=share, sync=True, step=1)
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    assert [len(batch) for batch in batches] == [2, 3, 4, 1]
+    assert_close_as(gradients(batches), gradients([whole]), torch.float32)
 
 
 def test_batches_of_a_step_are_divided_evenly_or_not_at_all():
