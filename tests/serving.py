@@ -27,9 +27,10 @@ def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
 
 @asynccontextmanager
 async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
-    """(server, port); `limits` as of Limits, but for the token and TLS. Nothing may be left when it ends."""
-    given = {name: limits.pop(name) for name in ("token", "tls") if name in limits}
-    server = Server(recognizer or make_recognizer(), Limits(**limits), token=given.get("token"))
+    """(server, port); `limits` as of Limits, but for the token, TLS and workers. Nothing may be left when it ends."""
+    given = {name: limits.pop(name) for name in ("token", "tls", "workers") if name in limits}
+    options = {name: given[name] for name in ("token", "workers") if name in given}
+    server = Server(recognizer or make_recognizer(), Limits(**limits), **options)
     sock = socket.create_server(("127.0.0.1", 0))
     if send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -19,6 +19,7 @@ from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.encoders import make_encoder
 from sumix_stream.decode.endpoint import Endpointing
 from sumix_stream.decode.feature_queue import FeatureQueue
+from sumix_stream.decode.greedy import Emissions
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.offline import to_hypothesis
 from sumix_stream.decode.search import GreedySearch, Search
@@ -61,10 +62,10 @@ class Stream:
         self.features.accept(sample_rate, samples)
         if not self.is_ready:
             return None
-        before = list(self._tokens)
+        before = list(self.emissions.tokens)
         while self.recognizer.decode([self]):
             pass
-        return None if self._tokens == before else self.result()
+        return None if self.emissions.tokens == before else self.result()
 
     def finish(self) -> Hypothesis:
         """No more samples: decode what is left, to the last sample, and return the whole result."""
@@ -97,20 +98,21 @@ class Stream:
     @property
     def num_tokens(self) -> int:
         """Tokens emitted so far, since the last reset."""
-        return len(self._tokens)
+        return len(self.emissions.tokens)
 
     @property
-    def _tokens(self) -> list[int]:
-        return self.recognizer.search.emissions(self.search).tokens
+    def emissions(self) -> Emissions:
+        """Tokens since the last reset, with their encoder frames and confidences. To be read, not to be kept."""
+        return self.recognizer.search.emissions(self.search)
 
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""
         recognizer = self.recognizer
-        return to_hypothesis(recognizer.model, recognizer.tokenizer, recognizer.search.emissions(self.search))
+        return to_hypothesis(recognizer.model, recognizer.tokenizer, self.emissions)
 
     def timestamps(self, first: int = 0) -> list[float]:
         """Seconds from the first sample to the start of the encoder frame of each token from the `first` on."""
-        frames = self.recognizer.search.emissions(self.search).frames[first:]
+        frames = self.emissions.frames[first:]
         return [self.recognizer.model.timebase.encoder_frame_time(frame) for frame in frames]
 
     @property
@@ -152,11 +154,23 @@ class StreamingRecognizer:
         endpointing: Endpointing | None = None,
         slots: bool = False,
     ) -> None:
+        self._slots = slots
         self.encoder = make_encoder(model, context, slots=slots)
         self.window = self.encoder.window  # feature frames of a chunk
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.search = GreedySearch(model) if search is None else search
         self.endpointing = endpointing
+
+    def twin(self) -> StreamingRecognizer:
+        """Another one like this, for another thread: they share the model and the search, and no stream."""
+        return StreamingRecognizer(
+            self.model,
+            self.tokenizer,
+            self.context,
+            search=self.search,
+            endpointing=self.endpointing,
+            slots=self._slots,
+        )
 
     def create_stream(self) -> Stream:
         """A stream that has heard nothing."""

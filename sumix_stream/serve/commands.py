@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.serve.engines import default_workers
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.server import Server
@@ -37,17 +38,20 @@ def run(
     port: int,
     limits: Limits,
     *,
+    workers: int | None = None,
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then let open streams finish; a second signal ends at once. The exit code.
 
+    workers: threads that recognise; None = `engines.default_workers`.
     token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set.
     """
     set_up()
     token = token or os.environ.get(TOKEN_VARIABLE) or None
-    server = Server(recognizer, limits, token=token, log_text=log_text)
+    workers = default_workers(recognizer) if workers is None else workers
+    server = Server(recognizer, limits, workers=workers, token=token, log_text=log_text)
     return asyncio.run(_serve(server, host, port, tls))
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.serve import protocol
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+from sumix_stream.serve.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Session:
         self._pending: deque[tuple[np.ndarray, float]] = deque()  # with their time of arrival
         self._ended = self.closed = False
         self.stream: Stream | None = None  # made by the engine's thread
+        self.transcript = Transcript(engine.recognizer.tokenizer, engine.recognizer.model.timebase)
         self.segment = 0
         self.arrival = 0.0  # of the newest audio that the stream has got
         self.finishing = False  # the stream knows that its input is finished
@@ -108,10 +111,11 @@ class Engine:
     Args:
         recognizer: used by that thread alone, from `start` to `stop`.
         metrics: are kept up to date.
+        threads: that PyTorch may use for one step; None = as it is set.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics) -> None:
-        self.recognizer, self.metrics = recognizer, metrics
+    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics, threads: int | None = None) -> None:
+        self.recognizer, self.metrics, self._threads = recognizer, metrics, threads
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
@@ -163,6 +167,8 @@ class Engine:
         return len(self._sessions)
 
     def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of this thread
         while True:
             with self.lock:
                 self._wake.wait_for(lambda: self._work or self._stopping)
@@ -241,6 +247,7 @@ class Engine:
             recognizer.reset(stream)
             if final is not None:
                 session.segment += 1
+                session.transcript = Transcript(recognizer.tokenizer, recognizer.model.timebase)
                 session.report([final])
         elif stream.num_tokens and not stream.is_finished:
             session.report([self._result("partial", session)])
@@ -256,10 +263,14 @@ class Engine:
         self.remove(session)
 
     def _result(self, kind: str, session: Session) -> Event:
-        frame_seconds = self.recognizer.model.timebase.encoder_frame_seconds
-        decoded = session.stream.num_encoded * frame_seconds
-        hypothesis, tokenizer = self.recognizer.result(session.stream), self.recognizer.tokenizer
-        return Event(kind, protocol.result(kind, session.segment, decoded, hypothesis, tokenizer, frame_seconds))
+        recognizer, found, more = self.recognizer, session.stream.emissions, {}
+        timebase = recognizer.model.timebase
+        decoded = session.stream.num_encoded * timebase.encoder_frame_seconds
+        text, words = session.transcript.read(found)
+        if kind == "final":
+            more["tokens"] = [recognizer.tokenizer.piece(token) for token in found.tokens]
+            more["timestamps"] = [round(timebase.encoder_frame_time(frame), 3) for frame in found.frames]
+        return Event(kind, protocol.result(kind, session.segment, decoded, text, words, **more))
 
     def _fail(self, session: Session, fault: Exception) -> None:
         """End one session. What went wrong is told to the client only where it is the client's audio."""

@@ -2,14 +2,13 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check_samples
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.words import words_of
-from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.decode.hypothesis import Word
 
 VERSION = 1
 PATH = "/stream"
@@ -88,31 +87,17 @@ def read_start(message: dict) -> AudioFormat:
     return AudioFormat(rate, form)
 
 
-def result(
-    kind: str, segment: int, decoded: float, hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float
-) -> str:
-    """A `partial` or `final` message, the latter with its tokens; `decoded`: seconds of audio that have been heard."""
-    words = [
-        {
-            "text": word.text,
-            "start": round(word.start, 3),
-            "end": round(word.end, 3),
-            "confidence": round(word.confidence, 3),
-        }
-        for word in words_of(hypothesis, tokenizer, frame_seconds)
-    ]
-    tokens = {
-        "tokens": [tokenizer.piece(token) for token in hypothesis.tokens],
-        "timestamps": [round(time, 3) for time in hypothesis.timestamps],
-    }
-    return dump(
-        type=kind,
-        segment=segment,
-        decoded=round(decoded, 3),
-        text=hypothesis.text,
-        words=words,
-        **(tokens if kind == "final" else {}),
-    )
+def result(kind: str, segment: int, decoded: float, text: str, words: Sequence[str], **more: Sequence) -> str:
+    """A `partial` or `final` message; `decoded`: seconds of audio it has heard; words: as `word` writes them. A final one
+    has `more`: its `tokens` and their `timestamps`."""
+    head = dump(type=kind, segment=segment, decoded=round(decoded, 3), text=text, **more)
+    return f'{head[:-1]},"words":[{",".join(words)}]}}'
+
+
+def word(said: Word) -> str:
+    """An element of `words`."""
+    start, end, confidence = (round(value, 3) for value in said[1:])
+    return dump(text=said.text, start=start, end=end, confidence=confidence)
 
 
 def error(fault: ProtocolError) -> str:

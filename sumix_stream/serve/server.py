@@ -17,7 +17,8 @@ from websockets.http11 import Request, Response
 
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.engine import Engine, Event, Session
+from sumix_stream.serve.engine import Event, Session
+from sumix_stream.serve.engines import Engines
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
@@ -35,6 +36,7 @@ class Server:
     Args:
         recognizer: used by this server alone, from `start` to `stop`.
         limits: what is allowed.
+        workers: threads that recognise, each with its own streams.
         token: who streams or reads metrics must show it; None = everybody may.
         log_text: put recognised text into the log.
     """
@@ -44,6 +46,7 @@ class Server:
         recognizer: StreamingRecognizer,
         limits: Limits | None = None,
         *,
+        workers: int = 1,
         token: str | None = None,
         log_text: bool = False,
     ) -> None:
@@ -52,7 +55,7 @@ class Server:
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
         self._token, self._log_text = token, log_text
-        self._engine = Engine(recognizer, self.metrics)
+        self._engines = Engines(recognizer, self.metrics, workers)
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
@@ -67,7 +70,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
-        await asyncio.to_thread(self._engine.start)
+        await asyncio.to_thread(self._engines.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
         self._server = await serve(
@@ -103,7 +106,7 @@ class Server:
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
         await self._server.wait_closed()
-        await asyncio.to_thread(self._engine.stop)
+        await asyncio.to_thread(self._engines.stop)
         log_event(_log, "stopped")
 
     @property
@@ -114,7 +117,7 @@ class Server:
     @property
     def num_sessions(self) -> int:
         """Streams that the recogniser keeps."""
-        return self._engine.num_sessions
+        return self._engines.num_sessions
 
     def _connection(self, *arguments: object, **options: object) -> ServerConnection:
         return _Connection(self, *arguments, **options)
@@ -330,7 +333,7 @@ class _Client:
 
     def _open(self, audio: AudioFormat) -> Session:
         if self.session is None:
-            self.session = self.server._engine.open(audio.sample_rate, self._report)
+            self.session = self.server._engines.open(audio.sample_rate, self._report)
         return self.session
 
     async def _until_there_is_room(self) -> None:

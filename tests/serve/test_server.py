@@ -22,7 +22,9 @@ from websockets.exceptions import InvalidStatus
 from sumix_stream.model.checkpoint import save_model
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.commands import tls_context
+from sumix_stream.serve.engines import Engines
 from sumix_stream.serve.logs import JsonFormatter
+from sumix_stream.serve.metrics import Metrics
 from sumix_stream.tokenizer import train_tokenizer
 
 
@@ -36,7 +38,8 @@ async def http(port: int, path: str, *headers: str) -> tuple[int, dict[str, str]
     return int(status.split()[1]), dict(line.split(": ", 1) for line in fields), body.decode()
 
 
-def test_many_clients_of_all_kinds_get_what_they_would_get_alone():
+@pytest.mark.parametrize("workers", [1, 3])
+def test_many_clients_of_all_kinds_get_what_they_would_get_alone(workers):
     clients = [
         (RATE, sound(3.0, seed=1), 0.1),
         (RATE, (sound(4.1, seed=2) * 32767).astype(np.int16), 0.013),
@@ -48,11 +51,14 @@ def test_many_clients_of_all_kinds_get_what_they_would_get_alone():
     ]
 
     async def test():
-        async with serving() as (server, port):
+        async with serving(workers=workers) as (server, port):
             transcripts = await asyncio.gather(
                 *(transcribe(uri(port), samples, rate, packet_seconds=packet) for rate, samples, packet in clients)
             )
-            assert server.metrics.value("sumix_batch_streams_sum") > server.metrics.value("sumix_batch_streams_count")
+            if workers == 1:
+                assert server.metrics.value("sumix_batch_streams_sum") > server.metrics.value(
+                    "sumix_batch_streams_count"
+                )
             assert server.metrics.value("sumix_streams_opened_total") == len(clients)
             audio = sum(len(samples) / rate for rate, samples, _ in clients)
             assert server.metrics.value("sumix_audio_seconds_total") == pytest.approx(audio)
@@ -184,6 +190,18 @@ def test_tls(tmp_path):
     assert tls_context(None, None) is None
 
 
+def test_sessions_are_spread_over_the_workers():
+    engines = Engines(make_recognizer(), Metrics(), 3)
+    sessions = [engines.open(RATE, lambda events: None) for _ in range(7)]
+    assert [engine.num_sessions for engine in engines.engines] == [3, 2, 2]
+    sessions[0].close()
+    sessions[3].close()
+    assert engines.open(RATE, lambda events: None).engine is engines.engines[0]
+    assert engines.num_sessions == 6
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Engines(make_recognizer(), Metrics(), 0)
+
+
 def test_a_fast_sender_is_paused():
     """Audio far ahead of recognition waits with its sender, not in the server's memory."""
     waiting = []
@@ -193,7 +211,7 @@ def test_a_fast_sender_is_paused():
         decode = recognizer.decode
 
         def slow(streams):
-            sessions = list(server._engine._sessions)
+            sessions = list(server._engines.engines[0]._sessions)
             waiting.extend(session.pending_seconds for session in sessions)
             return decode(streams)
 

@@ -1,0 +1,71 @@
+"""Words kept from chunk to chunk are the words of the whole segment."""
+
+import json
+
+import numpy as np
+import pytest
+from talkative import LetterTokenizer
+
+from sumix_stream.decode.greedy import Emissions
+from sumix_stream.decode.hypothesis import Hypothesis
+from sumix_stream.decode.words import words_of
+from sumix_stream.serve.transcript import Transcript
+from sumix_stream.timebase import Timebase
+from sumix_stream.tokenizer import BLANK_PIECE, UNKNOWN_PIECE, PieceTokenizer, Tokenizer, train_tokenizer
+
+CLOCK = Timebase()
+
+
+def expected(found: Emissions, tokenizer) -> tuple[str, list[dict]]:
+    seconds = [CLOCK.encoder_frame_time(frame) for frame in found.frames]
+    words = words_of(Hypothesis("", found.tokens, seconds, found.confidence), tokenizer, CLOCK.encoder_frame_seconds)
+    rows = [{name: v if name == "text" else round(v, 3) for name, v in word._asdict().items()} for word in words]
+    return tokenizer.decode(found.tokens), rows
+
+
+def bpe(folder) -> Tokenizer:
+    text = ["seven to one", "one hundred and seventy", "a stone in two", "no end to it"]
+    return train_tokenizer(text, folder / "t.model", vocab_size=30)
+
+
+def pieces(folder) -> PieceTokenizer:
+    """With pieces that are a space alone, and unknown ones."""
+    return PieceTokenizer([BLANK_PIECE, UNKNOWN_PIECE, "▁", "▁a", "b", "▁cd", "e", "'", "▁f"])
+
+
+@pytest.mark.parametrize("make", [lambda _: LetterTokenizer(), bpe, pieces], ids=["letters", "bpe", "pieces"])
+@pytest.mark.parametrize("seed", range(5))
+def test_any_growth_reads_like_the_whole(make, seed, tmp_path):
+    """Tokens come in random numbers, several in one frame at times, and now and then old ones change."""
+    tokenizer, rng = make(tmp_path), np.random.default_rng(seed)
+    transcript, changed = Transcript(tokenizer, CLOCK), 0
+    found = Emissions([], [], [])
+    for _ in range(60):
+        if found.tokens and rng.random() < 0.1:
+            place = max(0, len(found.tokens) - int(rng.integers(1, 8)))
+            found = Emissions(*(part[:place] for part in found))
+            changed += 1
+        for _ in range(rng.integers(0, 4)):
+            found.tokens.append(int(rng.integers(1, tokenizer.vocab_size)))
+            found.frames.append((found.frames or [0])[-1] + int(rng.integers(0, 4)))
+            found.confidence.append(float(rng.random()))
+        text, words = transcript.read(found)
+        assert (text, [json.loads(word) for word in words]) == expected(found, tokenizer)
+    assert len(found.tokens) > 10 and changed
+
+
+def test_only_the_end_is_worked_out_anew():
+    class Counting(LetterTokenizer):
+        decoded = 0
+
+        def decode(self, tokens):
+            self.decoded += len(tokens)
+            return super().decode(tokens)
+
+    tokenizer = Counting()
+    transcript, found = Transcript(tokenizer, CLOCK), Emissions([], [], [])
+    for n in range(400):
+        for part, value in zip(found, (1 + n % 8, n, 0.5), strict=True):
+            part.append(value)
+        transcript.read(found)
+    assert tokenizer.decoded < 400 * 20
