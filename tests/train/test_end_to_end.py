@@ -11,24 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT
+from train.beeps import SMALL, WORDS, beep_recipe
 from train.fakes import fake_recipe
 
-from sumix_stream.config import ChunkConfig, EncoderConfig, LossConfig, ModelConfig, PredictorConfig
-from sumix_stream.config_reader import to_dict
+from sumix_stream.config import ChunkConfig, LossConfig
 from sumix_stream.data import Batch
 from sumix_stream.model.build import build_model
 from sumix_stream.model.checkpoint import load_model, step_directories
 from sumix_stream.tokenizer import Tokenizer, train_tokenizer
 from sumix_stream.train.loop import Trainer
-
-SMALL = ModelConfig(
-    encoder=EncoderConfig(dim=32, num_layers=1, ffn_dim=32, num_heads=2, conv_kernel=3, subsampling_channels=4),
-    predictor=PredictorConfig(embed_dim=16, hidden_dim=16),
-    joiner_dim=16,
-)
-WORDS = ["one", "two", "three", "four"]
 
 
 def pattern(token: int) -> torch.Tensor:
@@ -115,30 +107,7 @@ def door(*arguments, **options):
 
 @pytest.fixture
 def recipe_file(tmp_path):
-    """A folder as `prepare` makes it: beeps for words."""
-    from sumix_stream.data.corpus import make_cut, write_cuts, write_flac, write_stats, write_tokenizer
-
-    generator = np.random.default_rng(0)
-    cuts = []
-    for i in range(24):
-        words = generator.integers(0, len(WORDS), 2)
-        clock = np.arange(8000) / 16_000
-        samples = np.concatenate([0.3 * np.sin(2 * np.pi * 300 * (1 + word) * clock) for word in words])
-        samples = (samples + 0.01 * generator.standard_normal(len(samples))).astype(np.float32)
-        path = tmp_path / f"{i}.flac"
-        cuts.append(make_cut(f"beep-{i}", path, write_flac(path, samples), " ".join(WORDS[w] for w in words), "me"))
-    write_cuts(cuts, tmp_path / "cuts_train.jsonl.gz")
-    write_cuts(cuts[:4], tmp_path / "cuts_valid.jsonl.gz")
-    write_tokenizer(tmp_path, 8, "word")
-    write_stats(tmp_path)
-    recipe = {
-        "model": to_dict(SMALL),
-        "data": {"train_cuts": ["cuts_train.jsonl.gz"], "valid_cuts": ["cuts_valid.jsonl.gz"], "max_duration": 6.0},
-        "tokenizer": {"path": "tokenizer.model"},
-        "train": {"exp_dir": "exp", "max_steps": 400, "log_interval": 2, "accelerator": "cpu"},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return tmp_path / "recipe.yaml"
+    return beep_recipe(tmp_path)
 
 
 @pytest.mark.slow
@@ -162,9 +131,15 @@ def test_the_command_trains_stops_and_resumes(recipe_file):
     assert (exp_dir / "best.txt").read_text() == f"checkpoints/step-{more:08d}\n"
     weights = exp_dir / "checkpoints" / f"step-{more:08d}" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    damaged = door("--config", recipe_file, "--train.max_steps", more + 1)
-    assert damaged.returncode == 1
-    assert damaged.stderr.splitlines()[-1].startswith(f"train: {weights} is damaged or truncated")
+    fallen_back = door("--config", recipe_file, "--train.max_steps", more + 1)
+    assert fallen_back.returncode == 0, fallen_back.stderr
+    assert f"put aside (*.damaged): {weights} is damaged" in fallen_back.stderr
+    assert f"resuming after step {done} " in fallen_back.stderr
+    for checkpoint in step_directories(exp_dir).values():
+        (checkpoint / "model.safetensors").unlink()
+    refused = door("--config", recipe_file, "--train.max_steps", more + 1)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"train: no checkpoint in {exp_dir} can be resumed from")
 
 
 @pytest.mark.parametrize(
