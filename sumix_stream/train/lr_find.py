@@ -68,28 +68,46 @@ class RangeTest(Trainer):
 
         Raises:
             ValueError: no rate was found to be good: the loss never fell.
+            KeyboardInterrupt: it was stopped by a signal.
         """
         aside, folder = Path(self.config.exp_dir), Path(self._given.exp_dir)
+        stopped = False
         try:
-            self.fit(resume=False)
+            stopped = self.fit(resume=False).signum is not None
         except DivergenceError:
             pass  # the last rates are meant to be too high
-        points = [(1.0, math.inf)]
+        outcome: Found | str = ""
         if self.fabric.is_global_zero:
-            lines = map(json.loads, (aside / METRICS).read_text(encoding="utf-8").splitlines())
-            points = [(line["learning_rate"], math.inf if line["loss"] is None else line["loss"]) for line in lines]
+            points = _points(aside / METRICS)
             shutil.rmtree(aside)
+            if not stopped:
+                outcome = self._conclude(points, folder)
+        if stopped:
+            raise KeyboardInterrupt
+        outcome = self.fabric.broadcast(outcome)
+        if isinstance(outcome, str):
+            raise ValueError(outcome)
+        return outcome
+
+    def _conclude(self, points: list[tuple[float, float]], folder: Path) -> Found | str:
+        """The finding, written down; or why there is none."""
         window = max(1, len(self.loader.batches) // self._accumulate)
-        found = self.fabric.broadcast(suggest(points, window))
-        if not self.fabric.is_global_zero:
-            return found
-        found = found._replace(page=folder / "lr_find.html")
+        try:
+            found = suggest(points, window)._replace(page=folder / "lr_find.html")
+        except ValueError as error:
+            return str(error)
         smoothed = smooth([loss for _, loss in points], window)
         write_text_atomically(found.page, _picture(points, smoothed, found))
-        content = {"points": points, "smoothed": smoothed, **found._asdict()}
-        text = json.dumps({**content, "page": None}).replace("Infinity", "null").replace("NaN", "null")
+        content = {"suggested": found.suggested, "lowest": found.lowest, "points": points, "smoothed": smoothed}
+        text = json.dumps(content).replace("Infinity", "null")
         write_text_atomically(folder / "lr_find.json", text + "\n")
         return found
+
+
+def _points(metrics: Path) -> list[tuple[float, float]]:
+    """(rate, loss) of each step, infinite where it was no number."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [(line["learning_rate"], math.inf if line["loss"] is None else line["loss"]) for line in lines]
 
 
 class _Cycle:

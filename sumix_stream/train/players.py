@@ -25,11 +25,15 @@ def audio_of(manifests: Sequence[str], ids: Collection[str]) -> dict[str, str]:
         return found
     try:
         for cut in load_cuts(list(manifests)):
-            if cut.id in wanted and cut.id not in found:
-                found[cut.id] = _data_uri(load_samples(cut))
-                if len(found) == len(wanted):
+            if cut.id in wanted:
+                wanted.remove(cut.id)
+                try:
+                    found[cut.id] = _data_uri(load_samples(cut))
+                except UtteranceError as error:
+                    log.info("the page of the run lacks some audio: %s", error)
+                if not wanted:
                     break
-    except (ManifestError, UtteranceError) as error:
+    except ManifestError as error:
         log.info("the page of the run lacks some audio: %s", error)
     return found
 

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -73,6 +75,27 @@ def test_a_model_that_diverges_on_the_way_is_no_failure(tmp_path):
     found = RangeTest(recipe, Fragile(), FakeTokenizer(), FakeLoader(), steps=80).run()
     assert found.lowest <= rates(80)[39] * 1.001
     assert not (tmp_path / ".lr-find").exists()
+
+
+def test_a_loss_that_no_rate_lowers_is_an_error_and_leaves_nothing(tmp_path):
+    class Stubborn(FakeModel):
+        def forward(self, *args):
+            loss = super().forward(*args)
+            return loss._replace(total=0 * loss.total + len(self.contexts))
+
+    with pytest.raises(ValueError, match="the loss fell at no rate"):
+        RangeTest(fake_recipe(tmp_path), Stubborn(), FakeTokenizer(), FakeLoader(), steps=20).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_it_without_a_finding(tmp_path):
+    def stop(epoch, index):
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        RangeTest(fake_recipe(tmp_path), FakeModel(), FakeTokenizer(), FakeLoader(hook=stop), steps=60).run()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_short_a_test_is_refused(tmp_path):
