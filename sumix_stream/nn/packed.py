@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sumix_stream.nn.predictor import LstmPredictor
+from sumix_stream.nn.states import PredictorState
 from sumix_stream.nn.subsampling import ConvSubsampling
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -31,12 +33,47 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         with torch.no_grad():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+            self._packed = _reorder(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return _product(x, self._packed, self.bias)
+
+
+class PackedPredictor(LstmPredictor):
+    """An LstmPredictor whose steps look the first layer's input product up by token, and take packed weights."""
+
+    def __init__(self, predictor: LstmPredictor) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(predictor.__dict__)
+        with torch.no_grad():
+            first, *others = self.lstm.all_weights
+            self._inputs = torch.nn.functional.linear(self.embedding.weight, first[0], first[2] + first[3])  # (V, 4P)
+            self._hidden = [_reorder(weights[1]) for weights in (first, *others)]
+            self._between = [(_reorder(w_ih), b_ih + b_hh) for w_ih, _, b_ih, b_hh in others]
+
+    def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
+        if torch.is_grad_enabled() or not tokens.numel():
+            return super().step(tokens, state)
+        past = zip(state.hidden.unbind(1), state.cell.unbind(1), self._hidden, strict=True)
+        x, gates, after = None, self._inputs[tokens], []
+        for layer, (hidden, cell, weight) in enumerate(past):
+            if layer:
+                gates = _product(x, *self._between[layer - 1])
+            enter, keep, new, leave = (gates + _product(hidden, weight)).chunk(4, -1)
+            cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+            x = leave.sigmoid() * cell.tanh()
+            after.append((x, cell))
+        return x, PredictorState(*(torch.stack(parts, 1) for parts in zip(*after, strict=True)))
+
+
+def _reorder(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def pack(module: Module) -> Module:
@@ -52,6 +89,8 @@ def pack(module: Module) -> Module:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
+            elif type(child) is LstmPredictor:
+                setattr(parent, name, PackedPredictor(child))
             elif isinstance(child, ConvSubsampling):
                 child.block_size = _FRONT_END_STREAMS
             elif isinstance(child, nn.Conv2d):

@@ -5,8 +5,10 @@ import torch
 from talkative import MIXERS, talkative_model
 from torch import nn
 
+from sumix_stream.config import ModelConfig, PredictorConfig
+from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.packed import PackedLinear, pack
+from sumix_stream.nn.packed import PackedLinear, PackedPredictor, pack
 
 CONTEXT = ChunkContext(8, 2)
 WINDOW = 32
@@ -43,6 +45,27 @@ def test_the_joiner_and_empty_batches():
         for shape in ((3, 5), (0, 5), (2, 0), ()):
             enc, pred = torch.randn(*shape, 32), torch.randn(*shape, 24)
             torch.testing.assert_close(packed.joiner(enc, pred), model.joiner(enc, pred), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@torch.inference_mode()
+def test_predictor_steps_are_equal(num_layers):
+    torch.manual_seed(num_layers)
+    config = ModelConfig(predictor=PredictorConfig(embed_dim=12, hidden_dim=20, num_layers=num_layers))
+    model = build_model(config, vocab_size=30)
+    packed = pack(model).predictor
+    assert isinstance(packed, PackedPredictor)
+    states = [each.init_state(7) for each in (model.predictor, packed)]
+    for _ in range(6):
+        tokens = torch.randint(30, (7,))
+        (expected, states[0]), (out, states[1]) = (
+            each.step(tokens, state) for each, state in zip((model.predictor, packed), states, strict=True)
+        )
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        for mine, theirs in zip(states[1], states[0], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert packed.step(none, packed.init_state(0))[0].shape == (0, 20)
 
 
 def test_the_model_itself_is_left_as_it_was():
