@@ -151,6 +151,7 @@ def test_the_command_trains_stops_and_resumes(recipe_file):
         (["--train.max_steps", "many"], "train.max_steps"),
         (["--config", "no/such/recipe.yaml"], "no/such/recipe.yaml"),
         (["stray"], "unknown option stray"),
+        (["--report"], "no run has begun there; train one with bin/train"),
     ],
 )
 def test_the_command_refuses(arguments, message, tmp_path):
