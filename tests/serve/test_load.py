@@ -119,6 +119,8 @@ def test_a_chunk_is_due_with_the_packet_that_completes_it():
     ours, stock = _Speech.make(OURS, samples, 0.04), _Speech.make(Stock(CHUNK, Timebase()), samples, 0.01)
     assert [ours.due[i] for i in ours.needed] == pytest.approx([0.36, 0.68, 1.0, 1.32])
     assert [stock.due[i] for i in stock.needed] == pytest.approx([0.34, 0.66, 0.98, 1.3])
+    exactly = _Speech.make(OURS, samples, OURS.needs(0) / 5 / RATE)  # the fifth packet ends with what is needed
+    assert exactly.needed[0] == 4
 
 
 @pytest.mark.parametrize("chunk", (0, 1, 4))
