@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from train.beeps import SMALL
 from train.fakes import FakeBatch, FakeLoader, FakeModel, FakeTokenizer, fake_recipe
 
+from sumix_stream.config import LossConfig, SpecAugmentConfig
+from sumix_stream.data import Batch
 from sumix_stream.losses.transducer import LossScales, TransducerLoss
+from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.precision import make_fabric
@@ -22,6 +27,9 @@ CPU = RuntimeError(
     "1000000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
 SCALES = LossScales(0.5, 1.0, 0.3)
+STILL = replace(  # no dropout
+    SMALL, encoder=replace(SMALL.encoder, dropout=0.0), predictor=replace(SMALL.predictor, dropout=0.0)
+)
 
 
 class _Limit(torch.autograd.Function):
@@ -165,6 +173,40 @@ def test_a_run_goes_on_as_if_nothing_had_been(tmp_path):
     losses, log = run("parts", LimitedModel(fits=12, where="backward"))
     assert losses == pytest.approx(expected, rel=1e-5)
     assert log.count("WARNING step") == 6
+
+
+@pytest.mark.parametrize("cr_ctc_scale", [0.0, 0.2])
+def test_the_real_model_in_parts(tmp_path, cr_ctc_scale):
+    def gradients_of(most):
+        model = build_model(STILL, 7)
+        whole = model.forward
+
+        def forward(feats, *rest):
+            if len(feats) > most:
+                raise CUDA
+            return whole(feats, *rest)
+
+        model.forward = forward
+        recipe = fake_recipe(tmp_path)
+        masks = SpecAugmentConfig(num_time_masks=0, num_freq_masks=0)
+        recipe = replace(recipe, loss=LossConfig(cr_ctc_scale=cr_ctc_scale, cr_ctc_masks=masks))
+        fabric = make_fabric(recipe.train)
+        run = BatchBackward(fabric, fabric.setup(Objective(model)), model, recipe)
+        loss, ids = run(batch, ChunkContext(4, 1), SCALES, share=1.0, sync=True, step=1)
+        return loss.total, ids, gradients(model)
+
+    generator = torch.Generator().manual_seed(0)
+    lengths, token_lengths = torch.tensor([90, 130, 61, 100, 77]), torch.tensor([4, 6, 1, 3, 2])
+    tokens = torch.randint(1, 7, (5, 6), generator=generator)
+    feats = torch.randn(5, 130, 80, generator=generator)
+    ids = ["a", "b", "c", "d", "e"]
+    batch = Batch(0, feats, lengths, tokens, token_lengths, ids, [""] * 5, 4.58)
+    total, _, expected = gradients_of(most=5)
+    in_parts, ids, actual = gradients_of(most=2)
+    assert ids == ["b", "d", "a", "e", "c"]
+    torch.testing.assert_close(in_parts, total)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
 
 
 RUN = """
