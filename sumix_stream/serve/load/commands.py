@@ -158,6 +158,11 @@ class Setup:
         return self.request.threads or len(self.cores)
 
     @property
+    def workers(self) -> int:
+        """Threads of our server that have batches of their own, and share the threads of the network."""
+        return min(self.threads, 4)
+
+    @property
     def bundle(self) -> Path:
         """The model's sherpa-onnx bundle, exported now unless one is given."""
         folder = self.request.bundle or self.request.out / "bundle"
@@ -173,7 +178,8 @@ class Setup:
     def serve(self, name: str, model: str, *options: str) -> ServerProcess:
         never = ["--endpoint", *(str(NEVER),) * 3, "--max-symbols", str(speaker.MAX_SYMBOLS)]
         left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
-        chosen = [] if name == "bundle" else ["--chunk", self.request.chunk, "--left-context", left]
+        one_context = ["--chunk", self.request.chunk, "--left-context", left, "--workers", str(self.workers)]
+        chosen = [] if name == "bundle" else one_context
         arguments = [str(self.request.doors / "serve"), "--model", model, *chosen, *never, *options]
         return start_ours(name, arguments, self.request.out, self.cores, self.threads)
 
@@ -184,7 +190,8 @@ class Setup:
         """A server, how it is spoken to, and its settings."""
         room = str(4 * self.request.most)
         if name == "ours":
-            return self.serve(name, self.model, "--max-streams", room), self.ours, f"PyTorch, {self.threads} threads"
+            about = f"PyTorch, {self.threads} threads, --workers {self.workers}"
+            return self.serve(name, self.model, "--max-streams", room), self.ours, about
         if name == "bundle":
             server = self.serve(name, str(self.bundle), "--max-streams", room)
             return server, self.ours, f"our server with the bundle, ONNX Runtime, {self.threads} threads"
