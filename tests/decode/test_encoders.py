@@ -75,6 +75,7 @@ def test_a_failing_search_moves_nobody(slots, monkeypatch):
     for one in (stream, waiting):
         recognizer.accept_waveform(one, 16_000, samples)
         recognizer.decode([one])
+    before = [recognizer.encoder.save(one.encoder) for one in (stream, waiting)]
     with monkeypatch.context() as patch:
 
         def fail(*_: object) -> None:
@@ -84,6 +85,9 @@ def test_a_failing_search_moves_nobody(slots, monkeypatch):
         for _ in range(2):
             with pytest.raises(RuntimeError, match="out of memory"):
                 recognizer.decode([stream])
+    for one, parts in zip((stream, waiting), before, strict=True):
+        after = recognizer.encoder.save(one.encoder)
+        assert all(torch.equal(part, after[name]) for name, part in parts.items())
     undisturbed = make(slots=slots).create_stream()
     undisturbed.feed(16_000, samples)
     expected = undisturbed.finish()

@@ -126,6 +126,7 @@ def test_a_failing_search_moves_nobody(bundle, monkeypatch):
     stream = streaming.create_stream()
     streaming.accept_waveform(stream, RATE, samples)
     streaming.decode([stream])
+    before = streaming.encoder.save(stream.encoder)
     with monkeypatch.context() as patch:
 
         def fail(*_: object) -> None:
@@ -134,6 +135,8 @@ def test_a_failing_search_moves_nobody(bundle, monkeypatch):
         patch.setattr(streaming.search, "advance", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             streaming.decode([stream])
+    after = streaming.encoder.save(stream.encoder)
+    assert all(torch.equal(part, after[name]) for name, part in before.items())
     undisturbed = streaming.create_stream()
     undisturbed.feed(RATE, samples)
     assert stream.finish() == undisturbed.finish()
