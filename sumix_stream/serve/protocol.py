@@ -88,8 +88,8 @@ def read_start(message: dict) -> AudioFormat:
 
 
 def result(kind: str, segment: int, decoded: float, text: str, words: Sequence[str], **more: Sequence) -> str:
-    """A `partial` or `final` message; `decoded`: seconds of audio it has heard; words: as `word` writes them. `more`: the
-    `tokens` and `timestamps` of a final."""
+    """A `partial` or `final` message; `decoded`: seconds of audio it has heard; words: as `word` writes them; `more`:
+    the `tokens` and `timestamps` of a final one."""
     head = dump(type=kind, segment=segment, decoded=round(decoded, 3), text=text, **more)
     return f'{head[:-1]},"words":[{",".join(words)}]}}'
 
