@@ -62,11 +62,12 @@ def longer(tmp_path_factory):
     return losses(exp_dir)
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
-@pytest.mark.parametrize("name", FILES)
+DAMAGES = [(name, how) for name in FILES for how in ("truncated", "flipped", "missing")]
+DAMAGES.remove(("SHA256SUMS", "missing"))  # so are those of an earlier version, which load
+
+
+@pytest.mark.parametrize("name, how", DAMAGES)
 def test_the_newest_is_damaged(exp_dir, name, how):
-    if name == "SHA256SUMS" and how == "missing":
-        pytest.skip("an older version's checkpoint: has a test of its own")
     newest = checkpoint.step_directory(exp_dir, 6)
     damage(newest, name, how)
     run(exp_dir, 6)

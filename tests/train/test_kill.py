@@ -1,4 +1,4 @@
-"""`kill -9` loses nothing: tests/train/killing.py with a few kills. Its 20 are in the results of the recipes."""
+"""`kill -9` loses nothing: tests/train/killing.py with a few kills. Its 20 are in README.md."""
 
 import pytest
 from train.beeps import beep_recipe
@@ -6,6 +6,7 @@ from train.killing import differences, killed, untouched
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes, kills", [(1, 3), (2, 2)], ids=["start again", "torchrun restarts"])
 def test_killed_and_untouched_runs_are_identical(tmp_path, processes, kills):
     how = {"num_workers": 2, "accumulate": 2}
