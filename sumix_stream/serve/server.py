@@ -17,17 +17,17 @@ from websockets.http11 import Request, Response
 
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.engine import Event, Session
+from sumix_stream.serve.engine import Event
 from sumix_stream.serve.engines import Engines
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.outbox import Outbox
-from sumix_stream.serve.protocol import AudioFormat, ProtocolError
+from sumix_stream.serve.protocol import ProtocolError
+from sumix_stream.serve.reading import Client, Post, last_words
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
-_LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big"}
 
 
 class Server:
@@ -59,6 +59,9 @@ class Server:
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
+        timebase = recognizer.model.timebase
+        self._first_chunk_seconds = timebase.chunk_latency_seconds(recognizer.context.chunk_size)
+        self._post: Post | None = None
         self._server: WebsocketServer | None = None
 
     async def start(
@@ -70,6 +73,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
+        self._post = Post()
         await asyncio.to_thread(self._engines.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
@@ -98,7 +102,7 @@ class Server:
             await asyncio.sleep(0.02)
         fault = ProtocolError("going_away", "the server is shutting down", protocol.GOING_AWAY)
         for outbox in list(self._outboxes):
-            outbox.put(_last_words(fault))
+            outbox.put(last_words(fault))
         closing = time.monotonic() + min(1.0, self.limits.send_seconds)
         while self._outboxes and time.monotonic() < closing:
             await asyncio.sleep(0.02)
@@ -177,11 +181,20 @@ class Server:
         self.metrics.streams.set(len(self._admitted))
         return None
 
-    async def _stream(self, connection: ServerConnection) -> None:
+    async def _stream(self, connection: _Connection) -> None:
         """One client, from the handshake to the end."""
         name, began = uuid.uuid4().hex[:12], time.monotonic()
         outbox = Outbox(self.limits.max_unsent)
-        client = _Client(self, connection, outbox, name)
+        client = Client(
+            connection,
+            outbox,
+            self._post,
+            name,
+            limits=self.limits,
+            metrics=self.metrics,
+            open_session=self._engines.open,
+            chunk_seconds=self._first_chunk_seconds,
+        )
         self._outboxes.add(outbox)
         log_event(_log, "opened", stream=name)
         outbox.put(Event("ready", self._greeting()))
@@ -197,27 +210,31 @@ class Server:
         seconds = round(time.monotonic() - began, 3)
         log_event(_log, "closed", stream=name, reason=reason, seconds=seconds, bytes=client.num_bytes)
 
-    async def _write(self, connection: ServerConnection, outbox: Outbox, name: str) -> str:
+    async def _write(self, connection: _Connection, outbox: Outbox, name: str) -> str:
         """Send what the outbox holds until it ends; why it ended."""
+        loop = asyncio.get_running_loop()
         while (event := await outbox.get()) is not None:
+            too_slow = loop.call_later(self.limits.send_seconds, self._drop, connection)
             try:
-                await asyncio.wait_for(connection.send(event.text), self.limits.send_seconds)
-            except asyncio.TimeoutError:
-                return self._drop(connection)
+                await connection.send(event.text)
             except ConnectionClosed:
-                return "disconnected"
+                return "slow_reader" if connection.dropped else "disconnected"
+            finally:
+                too_slow.cancel()
             if self._log_text and event.kind == "final":
                 log_event(_log, "final", stream=name, result=event.text)
-            if event.close_code is not None:
+            if event.close_code is not None and not connection.dropped:
                 await connection.close(event.close_code)
                 return event.kind
-        return self._drop(connection) if outbox.overflowed else "disconnected"
+        if outbox.overflowed:
+            self._drop(connection)
+        return "slow_reader" if connection.dropped else "disconnected"
 
-    def _drop(self, connection: ServerConnection) -> str:
+    def _drop(self, connection: _Connection) -> None:
         """End a connection whose reader is too slow: no message would reach it, a close frame neither."""
+        connection.dropped = True
         self.metrics.errors.labels(code="slow_reader").inc()
         connection.transport.abort()
-        return "slow_reader"
 
     def _greeting(self) -> str:
         timebase, chunk_size = self.recognizer.model.timebase, self.recognizer.context.chunk_size
@@ -238,6 +255,7 @@ class _Connection(ServerConnection):
     def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
         self._owner = owner
+        self.dropped = False  # its reader was too slow
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -246,116 +264,6 @@ class _Connection(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._owner._lost(self)
-
-
-class _Client:
-    """The reading side of a connection: audio in, at the pace of recognition."""
-
-    def __init__(self, server: Server, connection: ServerConnection, outbox: Outbox, name: str) -> None:
-        self.server, self.connection, self.outbox, self.name = server, connection, outbox, name
-        self.session: Session | None = None
-        self.num_bytes = 0
-        self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Event()
-        self._deadline = time.monotonic() + server.limits.max_seconds
-
-    async def read(self) -> None:
-        """Take messages until the connection is closed; what the client does wrong becomes its last message."""
-        try:
-            await self._until_fault()
-            while True:  # a close frame may lie behind what is of no use any more
-                await self.connection.recv()
-        except ConnectionClosed as closed:
-            found_by_library = closed.sent is not None and not closed.rcvd_then_sent and not self.outbox.ended
-            if found_by_library:
-                code = _LIBRARY_FAULTS.get(closed.sent.code, "websocket")
-                self.server.metrics.errors.labels(code=code).inc()
-                log_event(_log, "fault", stream=self.name, code=code)
-            self.outbox.end()
-
-    async def _until_fault(self) -> None:
-        try:
-            await self._read()
-        except ConnectionClosed:
-            raise
-        except ProtocolError as fault:
-            self._end_with(fault)
-        except Exception:
-            _log.exception("reading failed")
-            self._end_with(ProtocolError("internal", "the server failed; open a new stream", protocol.INTERNAL))
-
-    def _end_with(self, fault: ProtocolError) -> None:
-        if self.session is not None:
-            self.session.close()
-        self.server.metrics.errors.labels(code=fault.code).inc()
-        log_event(_log, "fault", stream=self.name, code=fault.code)
-        self.outbox.put(_last_words(fault))
-
-    async def _read(self) -> None:
-        limits, audio = self.server.limits, AudioFormat()
-        seconds = 0.0
-        last_audio = time.monotonic()
-        while True:
-            message = await self._receive(last_audio + limits.idle_seconds)
-            if isinstance(message, str):
-                content = protocol.read_text(message)
-                if content["type"] == "end":
-                    self._open(audio).end()
-                    return
-                if self.session is not None:
-                    raise ProtocolError("bad_start", "start must come first, and once", protocol.BAD_MESSAGE)
-                audio = protocol.read_start(content)
-                self._open(audio)
-                continue
-            samples = audio.samples(message)
-            self.num_bytes += len(message)
-            seconds += len(samples) / audio.sample_rate
-            if self.num_bytes > limits.max_bytes or seconds > limits.max_seconds:
-                allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
-                raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
-            if len(samples):
-                last_audio = time.monotonic()
-                self._open(audio).push(samples)
-                await self._until_there_is_room()
-            if self.session is not None and self.session.closed:
-                return  # the engine has found a fault
-
-    async def _receive(self, idle_deadline: float) -> str | bytes:
-        try:
-            waiting = min(idle_deadline, self._deadline) - time.monotonic()
-            return await asyncio.wait_for(self.connection.recv(), waiting)
-        except asyncio.TimeoutError:
-            if time.monotonic() >= self._deadline:
-                text = f"a stream may last at most {self.server.limits.max_seconds:g} seconds"
-                raise ProtocolError("too_long", text, protocol.POLICY) from None
-            text = f"no audio for {self.server.limits.idle_seconds:g} seconds"
-            raise ProtocolError("idle", text, protocol.POLICY) from None
-
-    def _open(self, audio: AudioFormat) -> Session:
-        if self.session is None:
-            self.session = self.server._engines.open(audio.sample_rate, self._report)
-        return self.session
-
-    async def _until_there_is_room(self) -> None:
-        """Not reading is what pauses a sender who is faster than recognition."""
-        session, rate = self.session, self.session.sample_rate
-        while session.num_pending > session.wanted + self.server.limits.pending_seconds * rate and not session.closed:
-            self._room.clear()
-            await self._room.wait()
-
-    def _report(self, events: list[Event]) -> None:
-        """From the engine's thread."""
-        self._loop.call_soon_threadsafe(self._take, events)
-
-    def _take(self, events: list[Event]) -> None:
-        self._room.set()
-        for event in events:
-            if event.kind != "room":
-                self.outbox.put(event)
-
-
-def _last_words(fault: ProtocolError) -> Event:
-    return Event("error", protocol.error(fault), fault.close_code)
 
 
 def _unauthorised(connection: ServerConnection) -> Response:

@@ -1,0 +1,192 @@
+"""The reading side of a connection: audio in, at the pace of recognition.
+
+At 20 ms a packet this is the server's busiest loop: no task, no timer and no conversion belongs to a packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from sumix_stream.serve import protocol
+from sumix_stream.serve.engine import Event, Session
+from sumix_stream.serve.limits import Limits
+from sumix_stream.serve.logs import log_event
+from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.outbox import Outbox
+from sumix_stream.serve.protocol import AudioFormat, ProtocolError
+
+_log = logging.getLogger(__name__)
+_LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big"}
+
+
+class Post:
+    """Takes what other threads report to the event loop; however much it is, it wakes the loop once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._letters: deque[tuple[Callable[[list[Event]], None], list[Event]]] = deque()
+        self._called = False
+
+    def send(self, receive: Callable[[list[Event]], None], events: list[Event]) -> None:
+        """Have `receive` called with events, in the loop's thread and in order. From any thread."""
+        self._letters.append((receive, events))
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._called = False  # before it is emptied: who appends later calls again
+        while self._letters:
+            receive, events = self._letters.popleft()
+            receive(events)
+
+
+class Client:
+    """One client's audio on its way to a session, and what it does wrong.
+
+    Args:
+        limits: of `Limits`, those of time, bytes and waiting audio.
+        open_session: a session for audio of a rate (Hz) that reports to a function.
+        chunk_seconds: audio that the first chunk takes: so much may wait besides `limits.pending_seconds`.
+    """
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        outbox: Outbox,
+        post: Post,
+        name: str,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        open_session: Callable[[int, Callable[[list[Event]], None]], Session],
+        chunk_seconds: float,
+    ) -> None:
+        self.session: Session | None = None
+        self.num_bytes = 0
+        self._connection, self._outbox, self._post, self._name = connection, outbox, post, name
+        self._limits, self._metrics, self._open_session = limits, metrics, open_session
+        self._most_pending = chunk_seconds + limits.pending_seconds
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._last_audio = self._loop.time()
+        self._deadline = self._last_audio + limits.max_seconds
+        self._over = False  # a fault was found: nothing more is of use
+
+    async def read(self) -> None:
+        """Take messages until the connection is closed; what the client does wrong becomes its last message."""
+        try:
+            await self._until_fault()
+            while True:  # a close frame may lie behind what is of no use any more
+                await self._connection.recv()
+        except ConnectionClosed as closed:
+            found_by_library = closed.sent is not None and not closed.rcvd_then_sent and not self._outbox.ended
+            if found_by_library:
+                code = _LIBRARY_FAULTS.get(closed.sent.code, "websocket")
+                self._metrics.errors.labels(code=code).inc()
+                log_event(_log, "fault", stream=self._name, code=code)
+            self._outbox.end()
+
+    async def _until_fault(self) -> None:
+        self._timer = self._loop.call_soon(self._watch)
+        try:
+            await self._read()
+        except ConnectionClosed:
+            raise
+        except ProtocolError as fault:
+            self._end_with(fault)
+        except Exception:
+            _log.exception("reading failed")
+            self._end_with(ProtocolError("internal", "the server failed; open a new stream", protocol.INTERNAL))
+        finally:
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        """The one timer of a connection: it goes off when the time could be over, and looks whether it is."""
+        now, limits = self._loop.time(), self._limits
+        if not self._room.is_set():
+            self._last_audio = now  # it is we who do not read
+        if now >= self._deadline:
+            text = f"a stream may last at most {limits.max_seconds:g} seconds"
+            self._end_with(ProtocolError("too_long", text, protocol.POLICY))
+        elif now >= self._last_audio + limits.idle_seconds:
+            text = f"no audio for {limits.idle_seconds:g} seconds"
+            self._end_with(ProtocolError("idle", text, protocol.POLICY))
+        else:
+            due = min(self._deadline, self._last_audio + limits.idle_seconds)
+            self._timer = self._loop.call_at(due, self._watch)
+
+    def _end_with(self, fault: ProtocolError) -> None:
+        self._over = True
+        self._room.set()
+        if self.session is not None:
+            self.session.close()
+        self._metrics.errors.labels(code=fault.code).inc()
+        log_event(_log, "fault", stream=self._name, code=fault.code)
+        self._outbox.put(last_words(fault))
+
+    async def _read(self) -> None:
+        limits, audio, connection = self._limits, AudioFormat(), self._connection
+        num_samples = 0
+        while True:
+            message = await connection.recv()
+            if self._over:
+                return
+            if isinstance(message, str):
+                content = protocol.read_text(message)
+                if content["type"] == "end":
+                    self._open(audio).end()
+                    return
+                if self.session is not None:
+                    raise ProtocolError("bad_start", "start must come first, and once", protocol.BAD_MESSAGE)
+                audio = protocol.read_start(content)
+                self._open(audio)
+                continue
+            samples = audio.samples(message)
+            self.num_bytes += len(message)
+            num_samples += len(samples)
+            if self.num_bytes > limits.max_bytes or num_samples > limits.max_seconds * audio.sample_rate:
+                allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
+                raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
+            session = self.session
+            if len(samples):
+                self._last_audio = self._loop.time()
+                session = session or self._open(audio)
+                session.push(samples)
+                if session.pending_seconds > self._most_pending:
+                    await self._until_there_is_room(session)
+            if self._over or (session is not None and session.closed):
+                return  # too late, or the engine has found a fault
+
+    def _open(self, audio: AudioFormat) -> Session:
+        if self.session is None:
+            self.session = self._open_session(audio.sample_rate, self._report)
+        return self.session
+
+    async def _until_there_is_room(self, session: Session) -> None:
+        """Not reading is what pauses a sender who is faster than recognition."""
+        while session.pending_seconds > self._most_pending and not session.closed:
+            self._room.clear()
+            await self._room.wait()
+        self._last_audio = self._loop.time()
+
+    def _report(self, events: list[Event]) -> None:
+        """From the engine's thread."""
+        self._post.send(self._take, events)
+
+    def _take(self, events: list[Event]) -> None:
+        self._room.set()
+        for event in events:
+            if event.kind != "room":
+                self._outbox.put(event)
+
+
+def last_words(fault: ProtocolError) -> Event:
+    return Event("error", protocol.error(fault), fault.close_code)
