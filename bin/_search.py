@@ -1,4 +1,4 @@
-"""Options that bin/decode and bin/stream_decode share."""
+"""Options that bin/decode, bin/stream_decode and bin/serve share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sumix_stream.decode.options import SearchOptions
+    from sumix_stream.decode.streaming import StreamingRecognizer
     from sumix_stream.tokenizer import Tokenizer
 
 
@@ -59,3 +60,14 @@ def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 
         phrases = parse_hotwords(args.hotwords.read_text(encoding="utf-8").splitlines(), str(args.hotwords))
         chosen["hotwords"] = Hotwords.compile(phrases, tokenizer, args.hotword_score)
     return SearchOptions(**chosen)
+
+
+def streaming_recognizer(args: argparse.Namespace) -> StreamingRecognizer:
+    """What bin/serve's arguments say; its worker processes call this too."""
+    from sumix_stream import load
+    from sumix_stream.decode.endpoint import Endpointing
+
+    model = load(args.model, args.device, args.average)
+    search = search_options(args, model.tokenizer)
+    rules = Endpointing.sherpa(*args.endpoint, args.reset_predictor)
+    return model.streaming(args.chunk, args.left_context, search=search, endpointing=rules)

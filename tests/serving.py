@@ -15,6 +15,7 @@ from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.serve.client import Transcript, transcribe
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.server import Server
+from sumix_stream.serve.workers import Spawn
 
 RATE = 16_000
 PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)
@@ -29,8 +30,8 @@ def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
 async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
     """(server, port); `limits` as of Limits, but for the token, TLS and workers. Nothing may be left when it ends."""
     given = {name: limits.pop(name) for name in ("token", "tls", "workers") if name in limits}
-    options = {name: given[name] for name in ("token", "workers") if name in given}
-    server = Server(recognizer or make_recognizer(), Limits(**limits), **options)
+    spawn = Spawn(make_recognizer, given["workers"]) if given.get("workers", 1) > 1 else None
+    server = Server(recognizer or make_recognizer(), Limits(**limits), spawn=spawn, token=given.get("token"))
     sock = socket.create_server(("127.0.0.1", 0))
     if send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -154,23 +154,11 @@ class StreamingRecognizer:
         endpointing: Endpointing | None = None,
         slots: bool = False,
     ) -> None:
-        self._slots = slots
         self.encoder = make_encoder(model, context, slots=slots)
         self.window = self.encoder.window  # feature frames of a chunk
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.search = GreedySearch(model) if search is None else search
         self.endpointing = endpointing
-
-    def twin(self) -> StreamingRecognizer:
-        """Another one like this, for another thread: they share the model and the search, and no stream."""
-        return StreamingRecognizer(
-            self.model,
-            self.tokenizer,
-            self.context,
-            search=self.search,
-            endpointing=self.endpointing,
-            slots=self._slots,
-        )
 
     def create_stream(self) -> Stream:
         """A stream that has heard nothing."""

@@ -5,15 +5,20 @@ import logging
 import os
 import signal
 import ssl
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sumix_stream.decode.streaming import StreamingRecognizer
-from sumix_stream.serve.engines import default_workers
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.server import Server
+from sumix_stream.serve.workers import Spawn, default_workers
 
 TOKEN_VARIABLE = "SUMIX_SERVE_TOKEN"
+_SWITCH_SECONDS = (
+    0.0005  # that a thread may run Python while others wait: recognition comes back for each small product
+)
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
 
 
 def run(
-    recognizer: StreamingRecognizer,
+    make: Callable[[], StreamingRecognizer],
     host: str,
     port: int,
     limits: Limits,
@@ -45,13 +50,17 @@ def run(
 ) -> int:
     """Serve until SIGTERM or SIGINT, then let open streams finish; a second signal ends at once. The exit code.
 
-    workers: threads that recognise; None = `engines.default_workers`.
+    make: makes the recogniser; with several workers each process calls it, so it must be picklable.
+    workers: processes that recognise (of one: a thread); None = `workers.default_workers`.
     token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set.
     """
     set_up()
+    recognizer = make()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     workers = default_workers(recognizer) if workers is None else workers
-    server = Server(recognizer, limits, workers=workers, token=token, log_text=log_text)
+    spawn = None if workers == 1 else Spawn(make, workers)
+    server = Server(recognizer, limits, spawn=spawn, token=token, log_text=log_text)
     return asyncio.run(_serve(server, host, port, tls))
 
 

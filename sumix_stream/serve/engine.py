@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.serve import protocol
@@ -43,7 +42,8 @@ class Session:
     def __init__(self, engine: Engine, sample_rate: int, report: Callable[[list[Event]], None]) -> None:
         self.engine, self.sample_rate, self.report = engine, sample_rate, report
         self.num_pending = 0  # samples that wait
-        self.wanted = engine.missing(None, sample_rate)  # samples that complete the next chunk
+        self.num_taken = 0  # samples that the stream has got
+        self.wanted = missing_samples(engine.recognizer, None, sample_rate)  # that complete the next chunk
         self._pending: deque[tuple[np.ndarray, float]] = deque()  # with their time of arrival
         self._ended = self.closed = False
         self.stream: Stream | None = None  # made by the engine's thread
@@ -89,6 +89,7 @@ class Session:
                 pieces.append(piece)
                 size += len(piece)
             self.num_pending -= size
+            self.num_taken += size
             return np.concatenate(pieces), arrival
 
     @property
@@ -105,17 +106,27 @@ class Session:
             return self._ended and not self._pending
 
 
+def missing_samples(recognizer: StreamingRecognizer, stream: Stream | None, sample_rate: int) -> int:
+    """Samples of `sample_rate` Hz, at least 1, that a stream (None = a new one) lacks for a chunk."""
+    timebase, chunk_size = recognizer.model.timebase, recognizer.context.chunk_size
+    waiting = 0 if stream is None else stream.features.num_frames * timebase.frame_shift
+    seconds = timebase.chunk_latency_seconds(chunk_size) - timebase.seconds(waiting)
+    return max(1, math.ceil(seconds * sample_rate))
+
+
 class Engine:
     """Runs the recogniser in a thread of its own.
 
     Args:
         recognizer: used by that thread alone, from `start` to `stop`.
         metrics: are kept up to date.
-        threads: that PyTorch may use for one step; None = as it is set.
+        after_round: called in the engine's thread when all that one batch brought has been reported.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics, threads: int | None = None) -> None:
-        self.recognizer, self.metrics, self._threads = recognizer, metrics, threads
+    def __init__(
+        self, recognizer: StreamingRecognizer, metrics: Metrics, after_round: Callable[[], None] | None = None
+    ) -> None:
+        self.recognizer, self.metrics, self._after_round = recognizer, metrics, after_round
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
@@ -155,20 +166,16 @@ class Engine:
             self._work = True
             self._wake.notify()
 
-    def missing(self, stream: Stream | None, sample_rate: int) -> int:
-        """Samples of `sample_rate` Hz, at least 1, that a stream (None = a new one) lacks for a chunk."""
-        timebase, chunk_size = self.recognizer.model.timebase, self.recognizer.context.chunk_size
-        waiting = 0 if stream is None else stream.features.num_frames * timebase.frame_shift
-        seconds = timebase.chunk_latency_seconds(chunk_size) - timebase.seconds(waiting)
-        return max(1, math.ceil(seconds * sample_rate))
-
     @property
     def num_sessions(self) -> int:
         return len(self._sessions)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it recognises."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # of this thread
         while True:
             with self.lock:
                 self._wake.wait_for(lambda: self._work or self._stopping)
@@ -177,6 +184,8 @@ class Engine:
                 self._work = False
             if self._round():
                 self.wake()
+            if self._after_round is not None:
+                self._after_round()
 
     def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""
@@ -187,7 +196,7 @@ class Engine:
         ready = [session for session in sessions if not session.closed and session.stream and session.stream.is_ready]
         moved = self._decode(ready)
         for session in moved:
-            session.wanted = self.missing(session.stream, session.sample_rate)
+            session.wanted = missing_samples(self.recognizer, session.stream, session.sample_rate)
             self._guarded(self._report, session)
         for session in sessions:
             if session.finishing and not session.closed and session.stream.is_finished:
@@ -213,7 +222,7 @@ class Engine:
             samples, session.arrival = item
             self.recognizer.accept_waveform(session.stream, session.sample_rate, samples)
             self.metrics.audio.inc(len(samples) / session.sample_rate)
-            session.wanted = self.missing(session.stream, session.sample_rate)
+            session.wanted = missing_samples(self.recognizer, session.stream, session.sample_rate)
             taken = True
         if taken:
             session.report([Event("room")])

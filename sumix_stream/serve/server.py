@@ -17,14 +17,14 @@ from websockets.http11 import Request, Response
 
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.engine import Event
-from sumix_stream.serve.engines import Engines
+from sumix_stream.serve.engine import Engine, Event
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.reading import Client, Post, last_words
+from sumix_stream.serve.workers import Spawn, Workers
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
@@ -36,7 +36,7 @@ class Server:
     Args:
         recognizer: used by this server alone, from `start` to `stop`.
         limits: what is allowed.
-        workers: threads that recognise, each with its own streams.
+        spawn: processes that recognise, with recognisers like this one; None = a thread does.
         token: who streams or reads metrics must show it; None = everybody may.
         log_text: put recognised text into the log.
     """
@@ -46,7 +46,7 @@ class Server:
         recognizer: StreamingRecognizer,
         limits: Limits | None = None,
         *,
-        workers: int = 1,
+        spawn: Spawn | None = None,
         token: str | None = None,
         log_text: bool = False,
     ) -> None:
@@ -55,7 +55,9 @@ class Server:
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
         self._token, self._log_text = token, log_text
-        self._engines = Engines(recognizer, self.metrics, workers)
+        self._engine: Engine | Workers = (
+            Engine(recognizer, self.metrics) if spawn is None else Workers(recognizer, spawn, self.metrics)
+        )
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
@@ -74,7 +76,7 @@ class Server:
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
         self._post = Post()
-        await asyncio.to_thread(self._engines.start)
+        await asyncio.to_thread(self._engine.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
         self._server = await serve(
@@ -110,7 +112,7 @@ class Server:
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
         await self._server.wait_closed()
-        await asyncio.to_thread(self._engines.stop)
+        await asyncio.to_thread(self._engine.stop)
         log_event(_log, "stopped")
 
     @property
@@ -121,7 +123,7 @@ class Server:
     @property
     def num_sessions(self) -> int:
         """Streams that the recogniser keeps."""
-        return self._engines.num_sessions
+        return self._engine.num_sessions
 
     def _connection(self, *arguments: object, **options: object) -> ServerConnection:
         return _Connection(self, *arguments, **options)
@@ -143,9 +145,10 @@ class Server:
             policy = {"Content_Security_Policy": http.page_policy()}
             return http.answer(connection, HTTPStatus.OK, http.page(), "text/html", **policy)
         if path == "/health":
-            status = HTTPStatus.SERVICE_UNAVAILABLE if self.draining else HTTPStatus.OK
+            state = "draining" if self.draining else "ok" if self._engine.alive else "failed"
+            status = HTTPStatus.OK if state == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
             body = protocol.dump(
-                status="draining" if self.draining else "ok",
+                status=state,
                 streams=len(self._admitted),
                 max_streams=self.limits.max_streams,
             )
@@ -192,7 +195,7 @@ class Server:
             name,
             limits=self.limits,
             metrics=self.metrics,
-            open_session=self._engines.open,
+            open_session=self._engine.open,
             chunk_seconds=self._first_chunk_seconds,
         )
         self._outboxes.add(outbox)

@@ -20,11 +20,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from sumix_stream.model.checkpoint import save_model
+from sumix_stream.model.checksums import write_sums
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.commands import tls_context
-from sumix_stream.serve.engines import Engines
 from sumix_stream.serve.logs import JsonFormatter
-from sumix_stream.serve.metrics import Metrics
 from sumix_stream.tokenizer import train_tokenizer
 
 
@@ -97,7 +96,8 @@ def test_messages_are_as_the_protocol_says():
     decoded = [message["decoded"] for message in results]
     assert decoded == sorted(decoded)
     for message in finals:
-        assert message.keys() == {"type", "segment", "decoded", "text", "words"}
+        assert message.keys() == {"type", "segment", "decoded", "text", "words", "tokens", "timestamps"}
+        assert len(message["tokens"]) == len(message["timestamps"])
         assert " ".join(word["text"] for word in message["words"]) == message["text"]
         for word in message["words"]:
             assert word.keys() == {"text", "start", "end", "confidence"}
@@ -190,18 +190,6 @@ def test_tls(tmp_path):
     assert tls_context(None, None) is None
 
 
-def test_sessions_are_spread_over_the_workers():
-    engines = Engines(make_recognizer(), Metrics(), 3)
-    sessions = [engines.open(RATE, lambda events: None) for _ in range(7)]
-    assert [engine.num_sessions for engine in engines.engines] == [3, 2, 2]
-    sessions[0].close()
-    sessions[3].close()
-    assert engines.open(RATE, lambda events: None).engine is engines.engines[0]
-    assert engines.num_sessions == 6
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        Engines(make_recognizer(), Metrics(), 0)
-
-
 def test_a_fast_sender_is_paused():
     """Audio far ahead of recognition waits with its sender, not in the server's memory."""
     waiting = []
@@ -211,7 +199,7 @@ def test_a_fast_sender_is_paused():
         decode = recognizer.decode
 
         def slow(streams):
-            sessions = list(server._engines.engines[0]._sessions)
+            sessions = list(server._engine._sessions)
             waiting.extend(session.pending_seconds for session in sessions)
             return decode(streams)
 
@@ -287,6 +275,7 @@ def checkpoint(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     letters = " ".join(chr(ord("a") + n) for n in range(VOCAB_SIZE - 3))
     save_model(directory, talkative_model(), train_tokenizer([letters], directory / "t.model", model_type="char"))
+    write_sums(directory)
     return directory
 
 

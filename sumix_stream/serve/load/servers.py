@@ -20,21 +20,37 @@ NEVER = 1e6  # seconds of silence or speech: no endpoints, so that texts can be 
 
 
 class Meter:
-    """Processor time and memory of a process, from /proc. Raises ValueError where there is no such thing."""
+    """Processor time and memory of a process and its children, from /proc. Memory that they share counts for each.
+
+    Raises ValueError where there is no such thing.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-        if not (self._folder / "statm").is_file():
+        self._pid = pid
+        if not Path(f"/proc/{pid}/statm").is_file():
             raise ValueError(f"process {pid} cannot be measured: it has ended, or this is no Linux with /proc")
         self._page, self._tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
     def cpu_seconds(self) -> float:
-        """Of all its threads, since it began."""
-        fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / self._tick
+        """Of all their threads, since they began."""
+        return sum(map(self._cpu_seconds, self._family()))
 
     def rss_bytes(self) -> int:
-        return int((self._folder / "statm").read_text().split()[1]) * self._page
+        return sum(map(self._rss_bytes, self._family()))
+
+    def _cpu_seconds(self, pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / self._tick
+
+    def _rss_bytes(self, pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * self._page
+
+    def _family(self) -> list[int]:
+        found = [self._pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+        return found
 
 
 class ServerProcess:

@@ -1,0 +1,361 @@
+"""Engines in processes of their own, each with a core's worth of threads and its own copy of the model.
+
+Threads of one process wait for each other wherever they run Python, and a network's many small steps are Python between
+short products: two such threads leave a third of two cores idle. Processes share a pipe, over which goes a message a
+chunk each way. One that dies ends its own streams only, and is started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.serve import protocol
+from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
+from sumix_stream.serve.logs import log_event, set_up
+from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+
+_MOST_WORKERS = 8  # by default: each takes half a gigabyte, and larger batches cost less a stream
+_START_SECONDS = 120.0
+_STOP_SECONDS = 5.0
+_RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
+_SOUND_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[list[Event]], None]
+
+
+class Spawn(NamedTuple):
+    """What worker processes are made of."""
+
+    make: Callable[[], StreamingRecognizer]  # picklable; called in each process
+    count: int
+
+
+def default_workers(recognizer: StreamingRecognizer) -> int:
+    """One for each core, up to 8, on a CPU; one on a GPU, where one batch of all streams is best."""
+    if recognizer.model.device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, cores)
+
+
+class RemoteSession:
+    """One client's stream in a worker process: for the network what `engine.Session` is.
+
+    Audio waits here until it completes a chunk, so that few messages are sent.
+    """
+
+    def __init__(self, worker: _Worker, number: int, sample_rate: int, wanted: int, report: Report) -> None:
+        self.worker, self.number, self.sample_rate, self.report = worker, number, sample_rate, report
+        self.wanted = wanted  # samples that complete the next chunk, as far as is known
+        self.closed = False
+        self._held: list[np.ndarray] = []
+        self._num_held = self._num_sent = self._num_taken = 0
+
+    @property
+    def num_pending(self) -> int:
+        """Samples that wait, here or there."""
+        return self._num_held + self._num_sent - self._num_taken
+
+    @property
+    def pending_seconds(self) -> float:
+        return self.num_pending / self.sample_rate
+
+    def push(self, samples: np.ndarray) -> None:
+        """Hand over samples (S,); never waits."""
+        with self.worker.lock:
+            self._held.append(samples)
+            self._num_held += len(samples)
+            self._send_a_chunk()
+
+    def end(self) -> None:
+        """No more audio: the last results and `done` will be reported."""
+        with self.worker.lock:
+            self._send_held()
+            self.worker.send("end", self.number)
+
+    def close(self) -> None:
+        """Forget this session; nothing more is reported."""
+        with self.worker.lock:
+            if not self.closed:
+                self.closed = True
+                self.worker.sessions.pop(self.number, None)
+                self.worker.send("close", self.number)
+
+    def heard(self, num_taken: int, wanted: int, events: list[Event]) -> None:
+        """From the worker."""
+        with self.worker.lock:
+            if self.closed:
+                return
+            self._num_taken, self.wanted = num_taken, wanted
+            self._send_a_chunk()
+            if any(event.close_code is not None for event in events):
+                self.close()
+        self.report(events)
+
+    def _send_a_chunk(self) -> None:
+        if self._held and self.num_pending >= self.wanted:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        if self._held:
+            self.worker.send("audio", self.number, np.concatenate(self._held))
+            self._num_sent += self._num_held
+            self._held, self._num_held = [], 0
+
+
+class Workers:
+    """Worker processes; a new session goes to the one that has the fewest.
+
+    Args:
+        recognizer: like the workers' own; it says what a chunk is.
+        spawn: how many, and what makes their recognisers.
+        metrics: are kept up to date.
+    """
+
+    def __init__(self, recognizer: StreamingRecognizer, spawn: Spawn, metrics: Metrics) -> None:
+        if spawn.count < 1:
+            raise ValueError(f"workers must be at least 1, got {spawn.count}")
+        self._recognizer = recognizer
+        threads = max(1, torch.get_num_threads() // spawn.count)
+        self._workers = [_Worker(spawn.make, threads, metrics) for _ in range(spawn.count)]
+
+    def start(self) -> None:
+        """Raises ChildProcessError for a worker that does not come up."""
+        for worker in self._workers:
+            worker.start()
+        try:
+            for worker in self._workers:
+                worker.wait_until_ready()
+        except ChildProcessError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.ask_to_stop()
+        for worker in self._workers:
+            worker.join()
+
+    def open(self, sample_rate: int, report: Report) -> RemoteSession:
+        """A new session for audio of `sample_rate` Hz."""
+        worker = min(self._workers, key=lambda worker: (not worker.alive, len(worker.sessions)))
+        return worker.open(sample_rate, missing_samples(self._recognizer, None, sample_rate), report)
+
+    @property
+    def num_sessions(self) -> int:
+        return sum(len(worker.sessions) for worker in self._workers)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of them recognises."""
+        return any(worker.alive for worker in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes, in order."""
+        return [worker.process.pid for worker in self._workers]
+
+
+class _Worker:
+    """One process as the network's process sees it. A thread sends, so that nobody waits for a full pipe."""
+
+    def __init__(self, make: Callable[[], StreamingRecognizer], threads: int, metrics: Metrics) -> None:
+        self.make, self.threads, self.metrics = make, threads, metrics
+        self.lock = threading.RLock()
+        self.sessions: dict[int, RemoteSession] = {}
+        self.alive = False
+        self._number = 0
+        self._stopping = False
+        self._failures = 0
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._outgoing: queue.SimpleQueue = queue.SimpleQueue()
+        self.process = context.Process(
+            target=_work, args=(theirs, self.make, self.threads), name="sumix-recognition", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self._began = time.monotonic()
+
+    def wait_until_ready(self) -> None:
+        ready = False
+        try:
+            ready = self._pipe.poll(_START_SECONDS) and self._pipe.recv() == "ready"
+        except (EOFError, OSError):
+            pass
+        if not ready:
+            self.process.kill()
+            self.process.join()
+            raise ChildProcessError(f"a worker process did not start (exit code {self.process.exitcode}); see the log")
+        with self.lock:
+            self.alive = True
+        threading.Thread(target=_send_all, args=(self._outgoing, self._pipe), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="worker", daemon=True)
+        self._reader.start()
+
+    def ask_to_stop(self) -> None:
+        with self.lock:
+            self._stopping = True
+            if self.alive:
+                self.send("stop")
+
+    def join(self) -> None:
+        self.process.join(_STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        if self._reader is not None:
+            self._reader.join()
+
+    def open(self, sample_rate: int, wanted: int, report: Report) -> RemoteSession:
+        with self.lock:
+            self._number += 1
+            session = RemoteSession(self, self._number, sample_rate, wanted, report)
+            if not self.alive:
+                self._fail(session)
+                return session
+            self.sessions[session.number] = session
+            self.send("open", session.number, sample_rate)
+        return session
+
+    def send(self, kind: str, number: int = 0, value: Any = None) -> None:
+        self._outgoing.put((kind, number, value))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                reports, counts = self._pipe.recv()
+            except (EOFError, OSError):
+                break
+            for name, labels, method, value in counts:
+                metric = getattr(self.metrics, name)
+                getattr(metric.labels(**labels) if labels else metric, method)(value)
+            for number, *what in reports:
+                session = self.sessions.get(number)
+                if session is not None:
+                    session.heard(*what)
+        self._ended()
+
+    def _ended(self) -> None:
+        """The process is gone. Streams that it had end with an error; unless that was asked for, it begins again."""
+        with self.lock:
+            self.alive = False
+            self._outgoing.put(None)
+            lost, self.sessions = list(self.sessions.values()), {}
+        for session in lost:
+            self._fail(session)
+        self.process.join()
+        sound = time.monotonic() - self._began > _SOUND_SECONDS
+        self._failures = 0 if sound else self._failures + 1
+        if self._stopping:
+            return
+        again = self._failures <= _RESTARTS
+        level = logging.ERROR
+        log_event(_log, "worker died", level, exit_code=self.process.exitcode, streams=len(lost), starts_again=again)
+        if again:
+            self.start()
+            try:
+                self.wait_until_ready()
+            except ChildProcessError as fault:
+                log_event(_log, str(fault), level)
+
+    def _fail(self, session: RemoteSession) -> None:
+        session.closed = True
+        error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
+        self.metrics.errors.labels(code=error.code).inc()
+        session.report([Event("error", protocol.error(error), error.close_code)])
+
+
+def _send_all(outgoing: queue.SimpleQueue, pipe: Connection) -> None:
+    while (message := outgoing.get()) is not None:
+        try:
+            pipe.send(message)
+        except OSError:
+            return  # the reader sees it too
+
+
+class _Counted:
+    """What a metric is told in a worker, for the network's process to tell the real one."""
+
+    def __init__(self, name: str, counts: list, labels: dict[str, str] | None = None) -> None:
+        self._name, self._counts, self._labels = name, counts, labels
+
+    def labels(self, **labels: str) -> _Counted:
+        return _Counted(self._name, self._counts, labels)
+
+    def inc(self, value: float = 1.0) -> None:
+        self._counts.append((self._name, self._labels, "inc", value))
+
+    def observe(self, value: float) -> None:
+        self._counts.append((self._name, self._labels, "observe", value))
+
+
+class _WorkerMetrics:
+    def __init__(self, counts: list) -> None:
+        for name in ("audio", "latency", "step", "batch", "errors"):
+            setattr(self, name, _Counted(name, counts))
+
+
+def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: int) -> None:
+    """The life of a worker process. It ends when the other side of the pipe does, whatever became of it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which lets streams finish
+        signal.signal(number, signal.SIG_IGN)
+    set_up()
+    torch.set_num_threads(threads)
+    reports: list[tuple] = []
+    counts: list[tuple] = []
+
+    def send_round() -> None:
+        if reports or counts:
+            pipe.send((reports, counts))
+            reports.clear()
+            counts.clear()
+
+    engine = Engine(make(), _WorkerMetrics(counts), after_round=send_round)
+    engine.start()
+    pipe.send("ready")
+    sessions: dict[int, Session] = {}
+    while True:
+        try:
+            kind, number, value = pipe.recv()
+        except (EOFError, OSError):
+            break
+        if kind == "stop":
+            break
+        if kind == "open":
+            sessions[number] = _open(engine, number, value, reports)
+        elif number in sessions and kind == "audio":
+            sessions[number].push(value)
+        elif number in sessions and kind == "end":
+            sessions[number].end()
+        elif number in sessions and kind == "close":
+            sessions.pop(number).close()
+    engine.stop()
+    pipe.close()
+
+
+def _open(engine: Engine, number: int, sample_rate: int, reports: list[tuple]) -> Session:
+    def report(events: list[Event]) -> None:
+        reports.append((number, session.num_taken, session.wanted, events))
+
+    session = engine.open(sample_rate, report)
+    return session
