@@ -16,7 +16,7 @@ from sumix_stream.decode.greedy import greedy_decode
 from sumix_stream.decode.options import SearchOptions
 from sumix_stream.features import fbank
 from sumix_stream.model.build import build_model
-from sumix_stream.model.checkpoint import CONFIG, save_model, write_directory_atomically
+from sumix_stream.model.checkpoint import CONFIG, save_model, write_checkpoint
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.timebase import Timebase
@@ -89,7 +89,7 @@ def talking_checkpoint(directory: Path, preset: str = "small", vocab_size: int =
     TOKENS_PER_SECOND: a search over it works as hard as one over a trained model. Its words mean nothing.
     """
     if not (directory / CONFIG).is_file():
-        write_directory_atomically(directory, lambda folder: _save_talking(folder, preset, vocab_size, seed))
+        write_checkpoint(directory, lambda folder: _save_talking(folder, preset, vocab_size, seed))
     return directory
 
 
