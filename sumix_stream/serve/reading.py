@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Event, Session
@@ -47,6 +48,24 @@ class Post:
             receive(events)
 
 
+class DirectConnection(ServerConnection):
+    """A connection that hands binary messages to `direct`, if there is one, within the read from the socket.
+
+    `recv` wakes a task for each message, which costs more than all that is done with a packet of audio. A message that
+    goes to `recv` unsets `direct`, so that nothing overtakes it; who receives sets it again.
+    """
+
+    direct: Callable[[bytes], None] | None = None
+
+    def process_event(self, event: object) -> None:
+        if self.direct is not None and isinstance(event, Frame):
+            if event.opcode is Opcode.BINARY and event.fin:
+                self.direct(event.data)
+                return
+            self.direct = None
+        super().process_event(event)
+
+
 class Client:
     """One client's audio on its way to a session, and what it does wrong.
 
@@ -58,7 +77,7 @@ class Client:
 
     def __init__(
         self,
-        connection: ServerConnection,
+        connection: DirectConnection,
         outbox: Outbox,
         post: Post,
         name: str,
@@ -73,6 +92,8 @@ class Client:
         self._connection, self._outbox, self._post, self._name = connection, outbox, post, name
         self._limits, self._metrics, self._open_session = limits, metrics, open_session
         self._most_pending = chunk_seconds + limits.pending_seconds
+        self._audio = AudioFormat()
+        self._num_samples = 0
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
         self._room.set()
@@ -103,14 +124,16 @@ class Client:
         except ProtocolError as fault:
             self._end_with(fault)
         except Exception:
-            _log.exception("reading failed")
-            self._end_with(ProtocolError("internal", "the server failed; open a new stream", protocol.INTERNAL))
+            self._fail()
         finally:
+            self._connection.direct = None
             self._timer.cancel()
 
     def _watch(self) -> None:
         """The one timer of a connection: it goes off when the time could be over, and looks whether it is."""
         now, limits = self._loop.time(), self._limits
+        if self._over:
+            return
         if not self._room.is_set():
             self._last_audio = now  # it is we who do not read
         if now >= self._deadline:
@@ -123,6 +146,10 @@ class Client:
             due = min(self._deadline, self._last_audio + limits.idle_seconds)
             self._timer = self._loop.call_at(due, self._watch)
 
+    def _fail(self) -> None:
+        _log.exception("reading failed")
+        self._end_with(ProtocolError("internal", "the server failed; open a new stream", protocol.INTERNAL))
+
     def _end_with(self, fault: ProtocolError) -> None:
         self._over = True
         self._room.set()
@@ -133,46 +160,69 @@ class Client:
         self._outbox.put(last_words(fault))
 
     async def _read(self) -> None:
-        limits, audio, connection = self._limits, AudioFormat(), self._connection
-        num_samples = 0
-        while True:
-            message = await connection.recv()
-            if self._over:
-                return
+        while not self._over:
+            self._connection.direct = self._take_directly
+            message = await self._connection.recv()
+            self._connection.direct = None  # others may wait behind this one
             if isinstance(message, str):
-                content = protocol.read_text(message)
-                if content["type"] == "end":
-                    self._open(audio).end()
+                if not self._over and self._take_text(message):
                     return
-                if self.session is not None:
-                    raise ProtocolError("bad_start", "start must come first, and once", protocol.BAD_MESSAGE)
-                audio = protocol.read_start(content)
-                self._open(audio)
-                continue
-            samples = audio.samples(message)
-            self.num_bytes += len(message)
-            num_samples += len(samples)
-            if self.num_bytes > limits.max_bytes or num_samples > limits.max_seconds * audio.sample_rate:
-                allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
-                raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
-            session = self.session
-            if len(samples):
-                self._last_audio = self._loop.time()
-                session = session or self._open(audio)
-                session.push(samples)
-                if session.pending_seconds > self._most_pending:
-                    await self._until_there_is_room(session)
-            if self._over or (session is not None and session.closed):
-                return  # too late, or the engine has found a fault
+            else:
+                await self._until_there_is_room()
+                if not self._over:
+                    self._take_audio(message)
+            if self.session is not None and self.session.closed:
+                return  # the engine has found a fault
+
+    def _take_directly(self, message: bytes) -> None:
+        """Audio that need not wake a task, because nothing waits before it. What comes next must, if it has to wait."""
+        try:
+            self._take_audio(message)
+            if self._has_room():
+                return
+        except ProtocolError as fault:
+            self._end_with(fault)
+        except Exception:
+            self._fail()
+        self._connection.direct = None
+
+    def _take_text(self, message: str) -> bool:
+        """Whether it is the last message."""
+        content = protocol.read_text(message)
+        if content["type"] == "end":
+            self._open(self._audio).end()
+            return True
+        if self.session is not None:
+            raise ProtocolError("bad_start", "start must come first, and once", protocol.BAD_MESSAGE)
+        self._audio = protocol.read_start(content)
+        self._open(self._audio)
+        return False
+
+    def _take_audio(self, message: bytes) -> None:
+        samples, limits = self._audio.samples(message), self._limits
+        self.num_bytes += len(message)
+        self._num_samples += len(samples)
+        if self.num_bytes > limits.max_bytes or self._num_samples > limits.max_seconds * self._audio.sample_rate:
+            allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
+            raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
+        if len(samples):
+            self._last_audio = self._loop.time()
+            (self.session or self._open(self._audio)).push(samples)
 
     def _open(self, audio: AudioFormat) -> Session:
         if self.session is None:
             self.session = self._open_session(audio.sample_rate, self._report)
         return self.session
 
-    async def _until_there_is_room(self, session: Session) -> None:
+    def _has_room(self) -> bool:
+        session = self.session
+        return session is None or session.closed or session.pending_seconds <= self._most_pending
+
+    async def _until_there_is_room(self) -> None:
         """Not reading is what pauses a sender who is faster than recognition."""
-        while session.pending_seconds > self._most_pending and not session.closed:
+        if self._has_room():
+            return
+        while not self._has_room():
             self._room.clear()
             await self._room.wait()
         self._last_audio = self._loop.time()

@@ -23,7 +23,7 @@ from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
-from sumix_stream.serve.reading import Client, Post, last_words
+from sumix_stream.serve.reading import Client, DirectConnection, Post, last_words
 from sumix_stream.serve.workers import Spawn, Workers
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class Server:
         )
 
 
-class _Connection(ServerConnection):
+class _Connection(DirectConnection):
     """Tells when its socket comes and goes, whether or not a websocket came of it."""
 
     def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
