@@ -77,3 +77,23 @@ def test_reports_of_many_threads_arrive_in_order_and_wake_the_loop_once():
             assert [int(event.text) for event in got if event.kind == name] == list(range(1_000))
 
     run(test)
+
+
+def test_nothing_overtakes_anything():
+    """Text, whole messages and fragments in one piece of the connection: audio is not heard before its start."""
+    samples = PCM[:24_000].astype("<f4") / 32768
+
+    async def test():
+        async with serving() as (_, port), connect(uri(port), compression=None) as client:
+            data = [samples[start : start + 320].tobytes() for start in range(0, len(samples), 320)]
+            await client.send('{"type": "start", "format": "f32le"}')
+            for n, packet in enumerate(data):
+                if n % 7 == 3:
+                    await client.send([packet[:100], packet[100:101], packet[101:]])
+                else:
+                    await client.send(packet)
+            await client.send('{"type": "end"}')
+            return [json.loads(message) async for message in client]
+
+    texts = [message["text"] for message in run(test) if message["type"] == "final"]
+    assert texts == [hypothesis.text for hypothesis in expected(samples)]
