@@ -196,7 +196,10 @@ def test_the_door_prepares_two_languages_that_make_batches(corpus, tmp_path):
     assert tokenizer.vocab_size == 32
     mean, std = read_stats(out / "stats.npz")
     assert -17 < mean.min() and mean.max() < 5 and std.max() < 10
-    config = load_recipe(ROOT / "egs/voxpopuli/conf/small.yaml", {"data.num_workers": 0, "data.speed_perturb": []}).data
+    config = load_recipe(
+        ROOT / "egs/voxpopuli/conf/small.yaml",
+        {"data.num_workers": 0, "data.speed_perturb": [], "data.concatenate.probability": 0.0},
+    ).data
     for source in (out / "cuts_train.jsonl.gz", tmp_path / "shar" / "train"):
         languages = Counter(cut.supervisions[0].language for cut in load_cuts(source))
         assert languages == {"en": 4, "de": 4}

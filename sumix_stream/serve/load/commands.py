@@ -159,8 +159,8 @@ class Setup:
 
     @property
     def workers(self) -> int:
-        """Threads of our server that have batches of their own, and share the threads of the network."""
-        return min(self.threads, 4)
+        """Processes of our server that recognise, and share the threads that all contenders have."""
+        return min(self.threads, 8)
 
     @property
     def bundle(self) -> Path:
@@ -178,9 +178,9 @@ class Setup:
     def serve(self, name: str, model: str, *options: str) -> ServerProcess:
         never = ["--endpoint", *(str(NEVER),) * 3, "--max-symbols", str(speaker.MAX_SYMBOLS)]
         left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
-        one_context = ["--chunk", self.request.chunk, "--left-context", left, "--workers", str(self.workers)]
-        chosen = [] if name == "bundle" else one_context
-        arguments = [str(self.request.doors / "serve"), "--model", model, *chosen, *never, *options]
+        chosen = [] if name == "bundle" else ["--chunk", self.request.chunk, "--left-context", left]
+        workers = ["--workers", str(self.workers)]
+        arguments = [str(self.request.doors / "serve"), "--model", model, *workers, *chosen, *never, *options]
         return start_ours(name, arguments, self.request.out, self.cores, self.threads)
 
     def hostile_server(self, max_streams: int) -> ServerProcess:
@@ -194,7 +194,7 @@ class Setup:
             return self.serve(name, self.model, "--max-streams", room), self.ours, about
         if name == "bundle":
             server = self.serve(name, str(self.bundle), "--max-streams", room)
-            return server, self.ours, f"our server with the bundle, ONNX Runtime, {self.threads} threads"
+            return server, self.ours, f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
         flags = self._tuned(utterances, say)
         server = start_stock(name, self.bundle, flags, self.request.out, self.cores, self.threads)
         return server, self.stock, " ".join(flags)
