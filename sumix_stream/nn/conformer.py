@@ -33,6 +33,10 @@ class FeedForward(nn.Sequential):
             nn.Dropout(config.dropout),
         )
 
+    def add_half(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> x + half of this branch."""
+        return x + 0.5 * self(x)
+
 
 class ConformerLayer(nn.Module):
     """Half feed-forward, mixer, convolution, half feed-forward, LayerNorm; residual around each."""
@@ -66,19 +70,19 @@ class ConformerLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         """x (B, T, D), lengths (B,) -> (B, T, D)."""
-        x = x + 0.5 * self.ffn1(x)
+        x = self.ffn1.add_half(x)
         x = x + self.mixer(self.mixer_norm(x), lengths, context)
         x = x + self.dropout(self.conv(self.conv_norm(x), lengths, context))
-        return mask_frames(self.norm(x + 0.5 * self.ffn2(x)), lengths)
+        return mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
 
     def step(self, x: Tensor, lengths: Tensor, state: LayerState, context: ChunkContext) -> tuple[Tensor, LayerState]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
-        x = x + 0.5 * self.ffn1(x)
+        x = self.ffn1.add_half(x)
         y, mixer_state = self.mixer.step(self.mixer_norm(x), lengths, state.mixer, context)
         x = x + y
         y, conv_state = self.conv.step(self.conv_norm(x), lengths, state.conv)
         x = x + y
-        x = mask_frames(self.norm(x + 0.5 * self.ffn2(x)), lengths)
+        x = mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
         return x, LayerState(mixer_state, conv_state)
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sumix_stream.nn.conformer import FeedForward
 from sumix_stream.nn.predictor import LstmPredictor
 from sumix_stream.nn.states import PredictorState
 from sumix_stream.nn.subsampling import ConvSubsampling
@@ -22,6 +23,7 @@ from sumix_stream.nn.subsampling import ConvSubsampling
 Module = TypeVar("Module", bound=nn.Module)
 
 _FRONT_END_STREAMS = 8  # a block's widest tensor takes 2.7 MB under 640 ms chunks and 64 channels
+_OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # of torch.compile's CPU backend; not promised to stay
 _ROWS = 256  # frames that the packing expects; it serves other numbers as well
 
 
@@ -39,6 +41,23 @@ class PackedLinear(nn.Linear):
         if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
             return super().forward(x)
         return _product(x, self._packed, self.bias)
+
+
+class PackedFeedForward(FeedForward):
+    """A FeedForward of two calls: SiLU and the residual sum are done while the products are in the caches."""
+
+    def __init__(self, branch: FeedForward) -> None:
+        nn.Sequential.__init__(self, *branch)
+        with torch.no_grad():
+            _, enter, _, _, leave, _ = self
+            self._enter, self._enter_bias = _reorder(enter.weight), enter.bias.detach()
+            self._leave, self._leave_bias = _reorder(0.5 * leave.weight), 0.5 * leave.bias
+
+    def add_half(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
+            return super().add_half(x)
+        wide = torch.ops.mkldnn._linear_pointwise(self[0](x), self._enter, self._enter_bias, "swish", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(wide, x, self._leave, self._leave_bias, "add")
 
 
 class PackedPredictor(LstmPredictor):
@@ -78,17 +97,22 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def pack(module: Module) -> Module:
     """A copy for inference with packed weights beside the module's own, which both share; later changes of these are
-    not seen. The module itself where that is not to be had: on another device than a CPU, or in another type.
+    not seen. The module itself where that is not to be had: on another device than a CPU, in another type, or in a
+    PyTorch without oneDNN or these operators of it.
     """
     like = next(module.parameters())
-    if like.device.type != "cpu" or like.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    here = like.device.type == "cpu" and like.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not here or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
         return module
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     packed = deepcopy(module, shared)
     for parent in list(packed.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+                if not isinstance(parent, FeedForward):  # which has packed its own
+                    setattr(parent, name, PackedLinear(child))
+            elif type(child) is FeedForward:
+                setattr(parent, name, PackedFeedForward(child))
             elif type(child) is LstmPredictor:
                 setattr(parent, name, PackedPredictor(child))
             elif isinstance(child, ConvSubsampling):

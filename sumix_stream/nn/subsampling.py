@@ -59,7 +59,10 @@ class ConvSubsampling(nn.Module):
         x = torch.cat([state.feats.to(x.dtype), x], dim=1)
         hidden = F.silu(self.conv1(F.pad(x, (0, 0, 0, 1 - x.shape[1] % 2)).unsqueeze(1)))
         hidden = mask_frames(hidden.transpose(1, 2), (lengths + 1) // 2).transpose(1, 2)
-        hidden = torch.cat([state.hidden.to(hidden.dtype), hidden], dim=2)
+        past = state.hidden.to(hidden.dtype)
+        if self.conv2.weight.is_contiguous(memory_format=torch.channels_last):  # packed: so must be what it takes
+            past = past.contiguous(memory_format=torch.channels_last)
+        hidden = torch.cat([past, hidden], dim=2)
         next_state = SubsamplingState(x[:, -1:], hidden[:, :, -1:])
         y = F.silu(self.conv2(F.pad(hidden, (0, 0, 0, 1 - hidden.shape[2] % 2))))
         y = self.norm(self.out(y.transpose(1, 2).flatten(2)))
