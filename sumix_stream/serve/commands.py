@@ -1,6 +1,7 @@
 """What bin/serve does once its arguments are read."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -75,6 +76,8 @@ async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     port = await server.start(host, port, tls=tls)
+    gc.collect()
+    gc.freeze()  # a collection over all that is imported would hold up every stream
     recognizer = server.recognizer
     log_event(
         _log,

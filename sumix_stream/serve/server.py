@@ -229,7 +229,7 @@ class Server:
             if event.close_code is not None and not connection.dropped:
                 await connection.close(event.close_code)
                 return event.kind
-        if outbox.overflowed:
+        if outbox.overflowed and not connection.dropped:
             self._drop(connection)
         return "slow_reader" if connection.dropped else "disconnected"
 

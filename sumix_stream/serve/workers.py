@@ -7,6 +7,7 @@ chunk each way. One that dies ends its own streams only, and is started again.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -332,6 +333,8 @@ def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: in
 
     engine = Engine(make(), _WorkerMetrics(counts), after_round=send_round)
     engine.start()
+    gc.collect()
+    gc.freeze()  # a collection over all that is imported would hold up every stream
     pipe.send("ready")
     sessions: dict[int, Session] = {}
     while True:

@@ -194,7 +194,8 @@ class Setup:
             return self.serve(name, self.model, "--max-streams", room), self.ours, about
         if name == "bundle":
             server = self.serve(name, str(self.bundle), "--max-streams", room)
-            return server, self.ours, f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
+            about = f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
+            return server, self.ours, about
         flags = self._tuned(utterances, say)
         server = start_stock(name, self.bundle, flags, self.request.out, self.cores, self.threads)
         return server, self.stock, " ".join(flags)
