@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sumix_stream.nn.conformer import FeedForward
+from sumix_stream.nn.convolution import ChunkConvolution
 from sumix_stream.nn.predictor import LstmPredictor
 from sumix_stream.nn.states import PredictorState
 from sumix_stream.nn.subsampling import ConvSubsampling
@@ -115,6 +116,8 @@ def pack(module: Module) -> Module:
                 setattr(parent, name, PackedFeedForward(child))
             elif type(child) is LstmPredictor:
                 setattr(parent, name, PackedPredictor(child))
+            elif isinstance(child, ChunkConvolution):
+                child.packed = True
             elif isinstance(child, ConvSubsampling):
                 child.block_size = _FRONT_END_STREAMS
             elif isinstance(child, nn.Conv2d):
