@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from processes import running
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -47,14 +48,8 @@ def chromium(microphone: Path | None = None) -> Iterator[Browser]:
         flags += [f"--use-file-for-fake-audio-capture={microphone}%noloop"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                yield _wait_for(process, Path(profile) / "DevToolsActivePort")
-            finally:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
+        with running(command) as process:
+            yield _wait_for(process, Path(profile) / "DevToolsActivePort")
 
 
 def _wait_for(process: subprocess.Popen, file: Path) -> Browser:

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from processes import running
 from websockets.asyncio.client import connect
 
 from sumix_stream.export import sherpa
@@ -85,15 +86,9 @@ def stock_server(folder: Path) -> Iterator[int]:
             "--end-tail-padding=0.001",
             f"--log-file={logs}/log.txt",
         ]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=logs) as process:
-            try:
-                _wait_for(process, port)
-                yield port
-            finally:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
+        with running(command, logs) as process:
+            _wait_for(process, port)
+            yield port
 
 
 def _wait_for(process: subprocess.Popen, port: int) -> None:

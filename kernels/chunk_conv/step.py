@@ -23,7 +23,7 @@ def chunk_conv1d_step(
     x (B, C', D), or (B, C', 2D) with a GLU, lengths (B,) valid frames of this chunk, history (B, k//2, D) the frames
     before it, after the GLU (zeros at the start), weight (D, k), bias (D,) or None -> (B, C', D) in x's dtype, padded
     frames zero, and the next history. Equal to the frames of `chunk_conv1d`. as_image: convolve an image one pixel
-    high, which on a CPU takes a twentieth of the time, and rounds otherwise.
+    high, for which a CPU has quick code; it rounds otherwise.
 
     Raises ValueError where shapes do not fit.
     """

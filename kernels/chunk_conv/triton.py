@@ -16,7 +16,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.arguments import split
 from sumix_kernels.launch import TunedKernel, cdiv, config, on_device, tuned
@@ -267,7 +267,7 @@ def chunk_conv1d(
     return torch.ops.sumix.chunk_conv1d(x, weight, bias, lengths, size, sizes, glu)
 
 
-@torch.library.custom_op("sumix::chunk_conv1d", mutates_args=())
+@library.custom_op("sumix::chunk_conv1d", mutates_args=())
 def _chunk_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, size: int, sizes: Tensor | None, glu: bool
 ) -> Tensor:
@@ -290,7 +290,7 @@ def _(x, weight, bias, lengths, size, sizes, glu):
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
 
 
-@torch.library.custom_op("sumix::chunk_conv1d_backward", mutates_args=())
+@library.custom_op("sumix::chunk_conv1d_backward", mutates_args=())
 def _chunk_conv1d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, lengths: Tensor, size: int, sizes: Tensor | None, glu: bool
 ) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.chunk_decay.torch import by_context, visible_weights
 from sumix_kernels.launch import cdiv, on_device, power_of_2
@@ -38,7 +38,7 @@ def _mean(x: Tensor, lengths: Tensor, chunk_size: int, left_context: int | None,
     return torch.ops.sumix.chunk_decay_mean(x, lengths, chunk_size, left, log_decay)
 
 
-@torch.library.custom_op("sumix::chunk_decay_mean", mutates_args=())
+@library.custom_op("sumix::chunk_decay_mean", mutates_args=())
 def _chunk_decay_mean(x: Tensor, lengths: Tensor, size: int, left: int, log_decay: float) -> Tensor:
     return _decayed(x, lengths, size, left, log_decay, reverse=False)
 
@@ -48,7 +48,7 @@ def _(x, lengths, size, left, log_decay):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("sumix::chunk_decay_mean_backward", mutates_args=())
+@library.custom_op("sumix::chunk_decay_mean_backward", mutates_args=())
 def _chunk_decay_mean_backward(grad: Tensor, lengths: Tensor, size: int, left: int, log_decay: float) -> Tensor:
     return _decayed(grad, lengths, size, left, log_decay, reverse=True)
 

@@ -6,7 +6,7 @@ B batch, T frames, C frames of a chunk, N chunks, D channels.
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.arguments import split
 from sumix_kernels.chunk_summary.triton import chunk_sums, gelu, gelu_derivative, parts_of_chunk, row_frames
@@ -23,7 +23,7 @@ def merge_chunks(
     return torch.ops.sumix.merge_chunks(local, summary, lengths, size, sizes, num_frames, dropout, seed)
 
 
-@torch.library.custom_op("sumix::merge_chunks", mutates_args=())
+@library.custom_op("sumix::merge_chunks", mutates_args=())
 def _merge_chunks(
     local: Tensor | None,
     summary: Tensor,
@@ -51,7 +51,7 @@ def _(local, summary, lengths, size, sizes, num_frames, dropout, seed):
     return summary.new_empty(summary.shape[0], num_frames, summary.shape[2])
 
 
-@torch.library.custom_op("sumix::merge_chunks_backward", mutates_args=())
+@library.custom_op("sumix::merge_chunks_backward", mutates_args=())
 def _merge_chunks_backward(
     grad: Tensor,
     local: Tensor | None,

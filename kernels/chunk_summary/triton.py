@@ -12,7 +12,7 @@ B batch, T frames, C frames of a chunk, N chunks, L chunks of left context, D ch
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.arguments import split
 from sumix_kernels.launch import cdiv, config, on_device, power_of_2, tuned
@@ -37,7 +37,7 @@ def broadcast_chunks(summary: Tensor, chunk_size: int | Tensor, num_frames: int)
     return torch.ops.sumix.broadcast_chunks(summary, size, sizes, num_frames)
 
 
-@torch.library.custom_op("sumix::chunk_summary", mutates_args=())
+@library.custom_op("sumix::chunk_summary", mutates_args=())
 def _chunk_summary(
     x: Tensor,
     lengths: Tensor,
@@ -73,7 +73,7 @@ def _(x, lengths, size, sizes, left, lefts, num_chunks, gelu):
     return x.new_empty(x.shape[0], num_chunks, x.shape[2]), x.new_empty((x.shape[0], num_chunks), dtype=torch.float32)
 
 
-@torch.library.custom_op("sumix::chunk_summary_backward", mutates_args=())
+@library.custom_op("sumix::chunk_summary_backward", mutates_args=())
 def _chunk_summary_backward(
     grad: Tensor,
     gelu_input: Tensor | None,
@@ -113,7 +113,7 @@ def _backward_chunk_summary(ctx, grad, _):
 _chunk_summary.register_autograd(_backward_chunk_summary, setup_context=_setup_chunk_summary)
 
 
-@torch.library.custom_op("sumix::broadcast_chunks", mutates_args=())
+@library.custom_op("sumix::broadcast_chunks", mutates_args=())
 def _broadcast_chunks(summary: Tensor, size: int, sizes: Tensor | None, num_frames: int) -> Tensor:
     B, _, D = summary.shape
     return _spread(summary, summary.new_empty(B, num_frames, D), None, size, sizes, None)
@@ -124,7 +124,7 @@ def _(summary, size, sizes, num_frames):
     return summary.new_empty(summary.shape[0], num_frames, summary.shape[2])
 
 
-@torch.library.custom_op("sumix::broadcast_chunks_backward", mutates_args=())
+@library.custom_op("sumix::broadcast_chunks_backward", mutates_args=())
 def _broadcast_chunks_backward(grad: Tensor, size: int, sizes: Tensor | None, num_chunks: int) -> Tensor:
     return chunk_sums(grad, None, size, sizes, num_chunks).to(grad.dtype)
 

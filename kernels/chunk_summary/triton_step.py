@@ -1,15 +1,14 @@
 """`chunk_summary_step` on a GPU, in one launch. B streams, C' frames of this chunk, L chunks of state, D channels."""
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.chunk_summary.triton import gelu as gelu_of
 from sumix_kernels.launch import cdiv, on_device, power_of_2
 
 
-@torch.library.custom_op("sumix::chunk_summary_step", mutates_args=())
+@library.custom_op("sumix::chunk_summary_step", mutates_args=())
 def chunk_summary_step(
     x: Tensor, lengths: Tensor, sums: Tensor, compensation: Tensor, counts: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

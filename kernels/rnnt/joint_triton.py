@@ -11,7 +11,7 @@ lies in s-R+1 .. s, which are neighbours, since first rows never decrease: one p
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.launch import cdiv, on_device, power_of_2
 from sumix_kernels.rnnt.selected_triton import blocks, log_probs_kernel, logits_grad_kernel, row_chunks
@@ -197,7 +197,7 @@ class _Tiles:
             yield first, end, hidden, logits
 
 
-@torch.library.custom_op("sumix::rnnt_joint_log_probs", mutates_args=())
+@library.custom_op("sumix::rnnt_joint_log_probs", mutates_args=())
 def _joint(
     enc: Tensor,
     pred: Tensor,
@@ -231,7 +231,7 @@ def _(enc, pred, weight, bias, symbols, start, boundary, blank, R, dtype, frames
     return tuple(enc.new_empty((*start.shape, R), dtype=torch.float32) for _ in range(3))
 
 
-@torch.library.custom_op("sumix::rnnt_joint_log_probs_backward", mutates_args=())
+@library.custom_op("sumix::rnnt_joint_log_probs_backward", mutates_args=())
 def _joint_backward(
     x_grad: Tensor,
     y_grad: Tensor,

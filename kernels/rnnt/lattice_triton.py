@@ -12,7 +12,7 @@ less score by frame, kept in fp32; the shares of the two arcs are made to add up
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.launch import config, on_device, power_of_2, tuned
 
@@ -153,7 +153,7 @@ def lattice_log_prob(
     return _lattice(px, py, start, num_symbols, boundary, rnnt_type, float(delay_penalty), with_occupations)
 
 
-@torch.library.custom_op("sumix::rnnt_lattice", mutates_args=())
+@library.custom_op("sumix::rnnt_lattice", mutates_args=())
 def _lattice(
     px: Tensor,
     py: Tensor,

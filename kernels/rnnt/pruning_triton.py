@@ -1,9 +1,8 @@
 """pruning.prune_ranges in two Triton launches: the best rows of each frame, then one walk back over the frames."""
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.launch import cdiv, on_device, power_of_2
 
@@ -83,7 +82,7 @@ def ranges_kernel(start, ranges, num_frames, R: tl.constexpr, STRIDE: tl.constex
         tl.store(p_ranges, b_start[:, None] + o_r[None], mask=m_t[:, None] & (o_r < R)[None])
 
 
-@torch.library.custom_op("sumix::rnnt_prune_ranges", mutates_args=())
+@library.custom_op("sumix::rnnt_prune_ranges", mutates_args=())
 def _prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, R: int) -> Tensor:
     """pruning.prune_ranges with R = min(s_range, S+1)."""
     B, S1, T = py_grad.shape

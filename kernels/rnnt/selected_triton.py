@@ -7,7 +7,7 @@ symbols outside an utterance's boundary are not read, and get zero gradients. Su
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.launch import cdiv, on_device, power_of_2
 from sumix_kernels.rnnt.lattice_triton import lattice_strides
@@ -171,7 +171,7 @@ def row_chunks(num_rows: int, V: int) -> tuple[int, int]:
     return cdiv(num_rows, max(1, rows_per_program)), rows_per_program
 
 
-@torch.library.custom_op("sumix::rnnt_selected_log_probs", mutates_args=())
+@library.custom_op("sumix::rnnt_selected_log_probs", mutates_args=())
 def selected_log_probs(
     logits: Tensor, symbols: Tensor, start: Tensor | None, boundary: Tensor, blank: int, diagonal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +207,7 @@ def _(logits, symbols, start, boundary, blank, diagonal):
     return _outputs(logits, diagonal)
 
 
-@torch.library.custom_op("sumix::rnnt_selected_log_probs_backward", mutates_args=())
+@library.custom_op("sumix::rnnt_selected_log_probs_backward", mutates_args=())
 def _selected_backward(
     x_grad: Tensor,
     y_grad: Tensor,

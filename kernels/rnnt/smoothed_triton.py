@@ -11,7 +11,7 @@ Frames and symbols outside an utterance's boundary are not read, and get zero gr
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from sumix_kernels.launch import cdiv, config, on_device, tuned
 from sumix_kernels.rnnt.lattice_triton import lattice_strides
@@ -276,7 +276,7 @@ def lm_grad_kernel(
     tl.store(lm_grad + i_node * V + o_tile, b_grad.to(lm_grad.dtype.element_ty), mask=m)
 
 
-@torch.library.custom_op("sumix::rnnt_smoothed_log_probs", mutates_args=())
+@library.custom_op("sumix::rnnt_smoothed_log_probs", mutates_args=())
 def smoothed_log_probs(
     lm: Tensor,
     am: Tensor,
@@ -324,7 +324,7 @@ def _(lm, am, symbols, boundary, blank, sum_scale, lm_scale, diagonal):
     return _outputs(lm, am, S, lattice_strides(S + 1, am.shape[1], diagonal))
 
 
-@torch.library.custom_op("sumix::rnnt_smoothed_log_probs_backward", mutates_args=())
+@library.custom_op("sumix::rnnt_smoothed_log_probs_backward", mutates_args=())
 def _smoothed_backward(
     px_grad: Tensor,
     py_grad: Tensor,

@@ -4,6 +4,7 @@ B batch, T0 feature frames, T encoder frames, U tokens, V vocabulary with blank 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from sumix_stream.timebase import Timebase
 # Share of a lattice's steps that are blank before anything is learnt. With even logits every frame's first lesson is
 # "blank", learnt by making all frames alike, and the encoder then needs hundreds of steps to tell them apart again.
 BLANK_PRIOR = 0.9
+
+
+class _Batch(NamedTuple):
+    feats: Tensor  # (B, T0, 80)
+    feat_lengths: Tensor  # (B,)
+    tokens: Tensor  # (B, U)
+    token_lengths: Tensor  # (B,)
 
 
 class Transducer(nn.Module):
@@ -80,31 +88,22 @@ class Transducer(nn.Module):
         loss: LossConfig | None = None,
     ) -> TransducerLoss:
         """The training objective of a batch: feats (B, T0, 80), tokens (B, U), zero-padded, with lengths (B,)."""
-        loss = loss or LossConfig()
+        loss, batch = loss or LossConfig(), _Batch(feats, feat_lengths, tokens, token_lengths)
         if self.training and loss.cr_ctc_scale > 0:
-            return self._two_views(feats, feat_lengths, tokens, token_lengths, context, scales, loss)
-        return self._loss(feats, feat_lengths, tokens, token_lengths, context, scales, loss)[0]
+            return self._two_views(batch, context, scales, loss)
+        return self._loss(batch, context, scales, loss)[0]
 
-    def _two_views(
-        self,
-        feats: Tensor,
-        feat_lengths: Tensor,
-        tokens: Tensor,
-        token_lengths: Tensor,
-        context: ChunkContext,
-        scales: LossScales,
-        loss: LossConfig,
-    ) -> TransducerLoss:
+    def _two_views(self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig) -> TransducerLoss:
         """The mean objective of two differently masked views of each utterance, and their consistency.
 
         Raises ValueError for a model without CTC head.
         """
         if self.ctc_head is None:
             raise ValueError("loss.cr_ctc_scale needs the CTC head: set model.ctc true, or loss.cr_ctc_scale 0")
-        batch_size = feats.shape[0]
-        views = torch.cat([mask_features(feats, feat_lengths, loss.cr_ctc_masks) for _ in range(2)])
-        twice = [torch.cat([value, value]) for value in (feat_lengths, tokens, token_lengths)]
-        both, ctc_logits, enc_lengths = self._loss(views, *twice, context.repeated(2), scales, loss)
+        batch_size = batch.feats.shape[0]
+        views = torch.cat([mask_features(batch.feats, batch.feat_lengths, loss.cr_ctc_masks) for _ in range(2)])
+        twice = _Batch(views, *(torch.cat([value, value]) for value in batch[1:]))
+        both, ctc_logits, enc_lengths = self._loss(twice, context.repeated(2), scales, loss)
         simple, pruned, ctc = (part.view(2, batch_size).mean(0) for part in (both.simple, both.pruned, both.ctc))
         apart = ctc_consistency(*ctc_logits.split(batch_size), enc_lengths[:batch_size])
         num_frames = both.num_frames // 2
@@ -113,18 +112,11 @@ class Transducer(nn.Module):
         return TransducerLoss(total, simple, pruned, ctc, has_path, num_frames)
 
     def _loss(
-        self,
-        feats: Tensor,
-        feat_lengths: Tensor,
-        tokens: Tensor,
-        token_lengths: Tensor,
-        context: ChunkContext,
-        scales: LossScales,
-        loss: LossConfig,
+        self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig
     ) -> tuple[TransducerLoss, Tensor | None, Tensor]:
         """The objective, CTC logits (B, T, V) if there is a head, and their lengths (B,)."""
-        enc, enc_lengths = self.encoder(feats, feat_lengths, context)
-        pred = self.predictor(tokens)
+        enc, enc_lengths = self.encoder(batch.feats, batch.feat_lengths, context)
+        pred = self.predictor(batch.tokens)
         ctc_logits = None if self.ctc_head is None else self.ctc_head(enc)
         result = transducer_loss(
             loss,
@@ -136,7 +128,7 @@ class Transducer(nn.Module):
             lm=self.simple_lm(pred),
             ctc_logits=ctc_logits,
             enc_lengths=enc_lengths,
-            tokens=tokens,
-            token_lengths=token_lengths,
+            tokens=batch.tokens,
+            token_lengths=batch.token_lengths,
         )
         return result, ctc_logits, enc_lengths

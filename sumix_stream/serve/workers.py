@@ -321,7 +321,7 @@ class _WorkerMetrics:
 
 def _keep_memory() -> None:
     """Ask glibc's allocator to keep what a batch gives back for the next one: else each asks the system for its pages
-    anew, which takes a twentieth of a worker's time."""
+    anew."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in _MALLOPT.items():

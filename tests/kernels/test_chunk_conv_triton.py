@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launches import compile_all, recorded
 from test_chunk_conv import DTYPES, LIMITS, ragged_lengths
+from torch import library
 
 import sumix_kernels as K
 from sumix_kernels.chunk_conv import naive
@@ -229,8 +230,8 @@ def test_registration(glu, triton_device):
     x = frames_of(2, 20, 3, glu, triton_device).requires_grad_()
     weight, bias = (torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((3, 5), (3,)))
     lengths, each = (torch.tensor(values, device=triton_device) for values in ([20, 9], [4, 7]))
-    torch.library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, bias, lengths, 8, None, glu))
-    torch.library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, None, lengths, 0, each, glu))
+    library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, bias, lengths, 8, None, glu))
+    library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, None, lengths, 0, each, glu))
 
 
 @pytest.mark.parametrize("chunk_size", (8, torch.tensor([8, 3])))

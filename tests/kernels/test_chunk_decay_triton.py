@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launches import compile_all, recorded
 from test_chunk_decay import DTYPES, LIMITS, ragged_lengths
+from torch import library
 
 import sumix_kernels as K
 from sumix_kernels.chunk_decay import naive
@@ -90,7 +91,7 @@ def test_fuzz(triton_device, num_frames, dim, chunk_size, left_context, lengths,
 def test_registration(triton_device):
     x = torch.randn(2, 40, 3, device=triton_device, requires_grad=True)
     lengths = torch.tensor([40, 9], device=triton_device)
-    torch.library.opcheck(torch.ops.sumix.chunk_decay_mean.default, (x, lengths, 8, 1, -0.1))
+    library.opcheck(torch.ops.sumix.chunk_decay_mean.default, (x, lengths, 8, 1, -0.1))
 
     def mean(x):
         return K.chunk_decay_mean(x, lengths, 8, None, 0.9, backend="triton")

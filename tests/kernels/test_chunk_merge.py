@@ -6,6 +6,7 @@ from conftest import assert_close_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launches import compile_all, recorded
+from torch import library
 from torch.nn import functional as F
 
 import sumix_kernels as K
@@ -161,8 +162,8 @@ def test_registration(triton_device):
     lengths, seed = torch.tensor([40, 9, 1], device=triton_device), torch.tensor([7], device=triton_device)
     local.requires_grad_(), summary.requires_grad_()
     op = torch.ops.sumix.merge_chunks.default
-    torch.library.opcheck(op, (local, summary, lengths, 8, None, 40, 0.5, seed))
-    torch.library.opcheck(op, (None, summary, lengths, 8, None, 40, 0.0, None))
+    library.opcheck(op, (local, summary, lengths, 8, None, 40, 0.5, seed))
+    library.opcheck(op, (None, summary, lengths, 8, None, 40, 0.0, None))
 
     def merge(local, summary):
         return K.merge_chunks(local, summary, lengths, 8, dropout=0.1, backend="triton")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import assert_close_as
 from launches import compile_all, recorded
+from torch import library
 from torch.nn import functional as F
 
 import sumix_kernels as K
@@ -55,7 +56,7 @@ def test_registration(triton_device):
     x, lengths = torch.randn(2, 4, 3, device=triton_device), torch.tensor([4, 1], device=triton_device)
     for left_context in (None, 2):
         state = K.SummaryState.init(2, 3, left_context, triton_device)
-        torch.library.opcheck(torch.ops.sumix.chunk_summary_step.default, (x, lengths, *state, True))
+        library.opcheck(torch.ops.sumix.chunk_summary_step.default, (x, lengths, *state, True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="launches are recorded in the interpreter")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launches import compile_all, recorded
 from test_chunk_summary import DTYPES, LIMITS, ragged_lengths
+from torch import library
 from torch.nn import functional as F
 
 import sumix_kernels as K
@@ -150,10 +151,10 @@ def test_registration(gelu, triton_device):
     """The library's own checks: schema, fake kernel, autograd; contexts given as ints and as tensors."""
     x = torch.randn(2, 40, 3, device=triton_device, requires_grad=True)
     lengths, each = (torch.tensor(values, device=triton_device) for values in ([40, 9], [4, 7]))
-    torch.library.opcheck(torch.ops.sumix.chunk_summary.default, (x, lengths, 8, None, 1, None, 5, gelu))
-    torch.library.opcheck(torch.ops.sumix.chunk_summary.default, (x, lengths, 0, each, 0, each, 10, gelu))
+    library.opcheck(torch.ops.sumix.chunk_summary.default, (x, lengths, 8, None, 1, None, 5, gelu))
+    library.opcheck(torch.ops.sumix.chunk_summary.default, (x, lengths, 0, each, 0, each, 10, gelu))
     summary = torch.randn(2, 5, 3, device=triton_device, requires_grad=True)
-    torch.library.opcheck(torch.ops.sumix.broadcast_chunks.default, (summary, 8, None, 40))
+    library.opcheck(torch.ops.sumix.broadcast_chunks.default, (summary, 8, None, 40))
 
 
 def test_compiled_as_single_ops(triton_device):

@@ -7,6 +7,7 @@ import torch
 from conftest import TOLERANCE, assert_close_as
 from launches import compile_all, recorded
 from test_rnnt_triton import HALVES, ON_GPU, also_on_gpu, joint_inputs, on, run
+from torch import library
 
 from sumix_kernels.rnnt import op
 from sumix_kernels.rnnt.lattice import RNNT_TYPES
@@ -220,7 +221,7 @@ def test_opcheck(name, triton_device):
             return x
         return x.to(triton_device).requires_grad_(x.is_floating_point() and name != "ranges")  # occupations have none
 
-    torch.library.opcheck(function, tuple(map(argument, given)))
+    library.opcheck(function, tuple(map(argument, given)))
 
 
 @pytest.mark.parametrize("rnnt_type", also_on_gpu(RNNT_TYPES, ["regular"]))
