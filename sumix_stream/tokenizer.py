@@ -26,9 +26,9 @@ class Tokenizer:
         if processor.vocab_size() < 2 or processor.id_to_piece(self.blank_id) != BLANK_PIECE:
             raise TokenizerError(f"{source}: piece 0 is not {BLANK_PIECE}; train the tokenizer with train_tokenizer")
         self._processor = processor
-        pieces = (processor.id_to_piece(i) for i in range(2, processor.vocab_size()))
+        self._pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]  # asked for thousands a second
         # A word model holds whole words only; every other kind ends in single characters.
-        self._spells = any(len(piece) == 1 and piece != "▁" for piece in pieces)
+        self._spells = any(len(piece) == 1 and piece != "▁" for piece in self._pieces[2:])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -69,7 +69,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids, blank and unknown included."""
-        return self._processor.vocab_size()
+        return len(self._pieces)
 
     @property
     def unk_id(self) -> int:
@@ -89,10 +89,10 @@ class Tokenizer:
     def piece(self, token_id: int) -> str:
         """The piece of an id; a leading `▁` marks the start of a word."""
         self._check_id(token_id)
-        return self._processor.id_to_piece(token_id)
+        return self._pieces[token_id]
 
     def _check_id(self, token_id: int) -> None:
-        if not 0 <= token_id < self.vocab_size:
+        if not 0 <= token_id < len(self._pieces):
             raise ValueError(f"token id must be in 0..{self.vocab_size - 1}, got {token_id}")
 
     def unknown_characters(self, text: str) -> set[str]:

@@ -88,6 +88,7 @@ class RowEncoder:
         with torch.inference_mode():
             self._fresh = encoder.init_state(1, context)
         self._rows = None if _grows(encoder, context) else StateRows(self._fresh)
+        self.batch_sizes = encoder.batch_sizes
 
     def begin(self) -> _Kept:
         return self._keep(self._fresh)
@@ -95,10 +96,15 @@ class RowEncoder:
     @contextmanager
     def step(self, feats: Tensor, lengths: Tensor, final: Tensor, streams: Sequence[_Kept]) -> Iterator[Tensor]:
         device = self._fresh.subsampling.feats.device
-        before = self._join([stream.state for stream in streams])
+        surplus = self._batch_size(len(streams)) - len(streams)
+        if surplus:  # the first again, as often as it takes
+            feats, lengths, final = (
+                torch.cat([x, x[:1].expand(surplus, *x.shape[1:])]) for x in (feats, lengths, final)
+            )
+        before = self._join([stream.state for stream in (*streams, *streams[:1] * surplus)])
         frames, _, after = self.encoder.step(feats.to(device), lengths.to(device), before, final=final.to(device))
-        parts = self._split(after)
-        yield frames
+        parts = self._split(after)[: len(streams)]
+        yield frames[: len(streams)]
         for stream, part in zip(streams, parts, strict=True):
             stream.state = part
 
@@ -117,6 +123,11 @@ class RowEncoder:
     @torch.inference_mode()
     def _keep(self, state: EncoderState) -> _Kept:
         return _Kept(self._split(state)[0])
+
+    def _batch_size(self, count: int) -> int:
+        """The next size from `count` on that the encoder is quick at; beyond the largest, multiples of 8."""
+        sizes = self.batch_sizes
+        return next((size for size in sizes if size >= count), -(-count // 8) * 8) if sizes else count
 
     def _join(self, parts: list) -> EncoderState:
         return EncoderState.stack(parts) if self._rows is None else self._rows.join(parts)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.options import GREEDY, SearchOptions
@@ -82,34 +83,53 @@ def greedy_decode(
     batch_size, num_frames, _ = enc.shape
     assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
     state = state or GreedyState.init(model, batch_size)
-    frames = model.joiner.project_encoder(enc)  # (B, T, J)
-    window = torch.arange(min(WINDOW, num_frames), device=enc.device)
-    time = torch.zeros_like(lengths)
-    num_here = torch.zeros_like(lengths)  # tokens the stream's present frame has emitted
+    window = torch.arange(WINDOW, device=enc.device)
+    # All streams' frames in a row, with room for windows that reach beyond an end: a place is a row of it.
+    frames = functional.pad(model.joiner.project_encoder(enc), (0, 0, 0, WINDOW)).flatten(0, 1)
+    starts = torch.arange(batch_size, device=enc.device) * (num_frames + WINDOW)
+    ends = starts + lengths
+    searching = _Searching(torch.arange(batch_size, device=enc.device), starts, ends, torch.zeros_like(starts), state)
+    after = state  # of streams whose frames are all searched
     found: list[tuple[Tensor, ...]] = []
-    while (rows := (time < lengths).nonzero().squeeze(1)).numel():
-        index = time[rows, None] + window  # (A, W)
-        seen = frames[rows[:, None], index.clamp(max=num_frames - 1)]
-        logits = model.joiner.join(seen, state.projection[rows, None])  # (A, W, V)
+    while True:
+        unfinished = searching.place < searching.end
+        if not unfinished.all():
+            after = _put(after, searching.row, searching.state)
+            searching = states.map_states(lambda part, kept=unfinished: part[kept], searching)
+        if not len(searching.row):
+            break
+        seen = frames[searching.place[:, None] + window]  # (A, W, J)
+        logits = model.joiner.join(seen, searching.state.projection[:, None])  # (A, W, V)
         options.penalise(logits, model.blank_id)
         best = logits.argmax(-1)
-        emits = (best != model.blank_id) & (index < lengths[rows, None])
-        any_emits = emits.any(1)
-        skipped = torch.where(any_emits, emits.int().argmax(1), len(window))
-        time[rows] += skipped
-        num_here[rows] *= skipped == 0
-        here = any_emits.nonzero().squeeze(1)
-        if not here.numel():
-            continue
-        rows, at = rows[here], skipped[here]
-        tokens = best[here, at]
-        confidence = (logits[here, at].float() / options.temperature).softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        found.append((rows, tokens, time[rows], confidence))
-        state = emit(model, tokens, rows, state)
-        num_here[rows] += 1
-        time[rows] += num_here[rows] == options.max_symbols
-        num_here[rows] %= options.max_symbols
-    return _by_stream(found, batch_size), state
+        first = (best != model.blank_id).byte().argmax(1)  # the first that is no blank, or 0
+        tokens = best.gather(1, first[:, None]).squeeze(1)
+        emits = tokens != model.blank_id
+        skipped = torch.where(emits, first, WINDOW)
+        place = searching.place + skipped
+        emits &= place < searching.end
+        num_here = searching.num_here.masked_fill(skipped > 0, 0)
+        here = emits.nonzero().squeeze(1)
+        if len(here):
+            confidence = (logits[here, first[here]].float() / options.temperature).softmax(-1).amax(-1)
+            found.append((searching.row[here], tokens[here], (place - starts[searching.row])[here], confidence))
+            num_here += emits
+            full = num_here == options.max_symbols
+            place += full
+            num_here.masked_fill_(full, 0)
+            searching = searching._replace(state=emit(model, tokens[here], here, searching.state))
+        searching = searching._replace(place=place, num_here=num_here)
+    return _by_stream(found, batch_size), after
+
+
+class _Searching(NamedTuple):
+    """The A streams with frames left, their places in the row of all frames, and their states."""
+
+    row: Tensor  # (A,) of the batch
+    place: Tensor  # (A,)
+    end: Tensor  # (A,)
+    num_here: Tensor  # (A,) tokens that the present frame has emitted
+    state: GreedyState
 
 
 def emit(model: AcousticModel, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
@@ -118,7 +138,11 @@ def emit(model: AcousticModel, tokens: Tensor, rows: Tensor, state: GreedyState)
         return GreedyState._advance(model, tokens, state.predictor)
     before = states.map_states(lambda part: part[rows], state.predictor)
     after = GreedyState._advance(model, tokens, before)
-    return states.map_states(lambda old, new: old.index_copy(0, rows, new.to(old.dtype)), state, after)
+    return _put(state, rows, after)
+
+
+def _put(state: GreedyState, rows: Tensor, part: GreedyState) -> GreedyState:
+    return states.map_states(lambda old, new: old.index_copy(0, rows, new.to(old.dtype)), state, part)
 
 
 def _by_stream(found: list[tuple[Tensor, ...]], batch_size: int) -> list[Emissions]:

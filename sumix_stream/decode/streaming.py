@@ -209,6 +209,19 @@ class StreamingRecognizer:
             moved.append((stream, frames[:length]))
         return moved
 
+    def warm_up(self) -> None:
+        """Recognise silence in batches of each size that the encoder distinguishes, so that the first speakers do not
+        wait for kernels to be compiled and memory to be had. Takes seconds for a packed model, else a moment."""
+        sizes = getattr(self.encoder, "batch_sizes", ()) or (1,)
+        streams = [self.create_stream() for _ in range(sizes[-1])]
+        silence = np.zeros(self.context.chunk_size * self.model.timebase.encoder_frame_samples, np.float32)
+        for stream in streams:
+            stream.accept(self.model.timebase.sample_rate, silence)  # short of a chunk by the filter bank's look-ahead
+        for size in sizes:
+            for stream in streams[:size]:
+                stream.accept(self.model.timebase.sample_rate, silence)
+            self.decode(streams[:size])
+
     def result(self, stream: Stream) -> Hypothesis:
         """What has been recognised since the last `reset`; times count from the stream's first sample."""
         return self._own(stream).result()

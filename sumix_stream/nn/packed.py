@@ -2,9 +2,11 @@
 
 A product by PyTorch's own Linear goes to MKL, which on processors of other makers than its own uses half of their
 vector width (AVX2 where there is AVX-512), and packs the weights each time. oneDNN, which PyTorch brings too, does
-neither once the weights are packed: 2.2 times as fast on an AMD EPYC. Convolutions of one input channel miss oneDNN
-unless their weights are channels-last: 12 times as fast. And what the front end makes of a few streams stays in the
-caches, of many it does not. Results differ by rounding alone.
+neither once the weights are packed. Convolutions of one input channel miss oneDNN unless their weights are
+channels-last. And what the front end makes of a few streams stays in the caches, of many it does not.
+
+oneDNN compiles a kernel for each shape that it meets and keeps the last thousand, 256 KiB each. Batches of streams have
+all sizes, so rows are filled up to one of a few numbers. Results differ by rounding alone.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from sumix_stream.nn.conformer import FeedForward
+from sumix_stream.nn.conformer import ConformerEncoder, FeedForward
 from sumix_stream.nn.convolution import ChunkConvolution
 from sumix_stream.nn.predictor import LstmPredictor
 from sumix_stream.nn.states import PredictorState
@@ -26,6 +29,9 @@ Module = TypeVar("Module", bound=nn.Module)
 _FRONT_END_STREAMS = 8  # a block's widest tensor takes 2.7 MB under 640 ms chunks and 64 channels
 _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # of torch.compile's CPU backend; not promised to stay
 _ROWS = 256  # frames that the packing expects; it serves other numbers as well
+_STEPS = ((128, 8), (512, 32))  # numbers of rows up to the first are filled up to a multiple of the second
+_LARGE_STEP = 64
+BATCH_SIZES = (*range(1, 8), *range(8, 32, 2), *range(32, 65, 4))  # streams of a step that need no filling up
 
 
 class PackedLinear(nn.Linear):
@@ -57,8 +63,10 @@ class PackedFeedForward(FeedForward):
     def add_half(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
             return super().add_half(x)
-        wide = torch.ops.mkldnn._linear_pointwise(self[0](x), self._enter, self._enter_bias, "swish", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(wide, x, self._leave, self._leave_bias, "add")
+        rows = _filled(x)
+        wide = torch.ops.mkldnn._linear_pointwise(self[0](rows), self._enter, self._enter_bias, "swish", [], "")
+        rows = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, self._leave, self._leave_bias, "add")
+        return rows[: x.numel() // x.shape[-1]].view_as(x)
 
 
 class PackedPredictor(LstmPredictor):
@@ -69,7 +77,7 @@ class PackedPredictor(LstmPredictor):
         self.__dict__.update(predictor.__dict__)
         with torch.no_grad():
             first, *others = self.lstm.all_weights
-            self._inputs = torch.nn.functional.linear(self.embedding.weight, first[0], first[2] + first[3])  # (V, 4P)
+            self._inputs = functional.linear(self.embedding.weight, first[0], first[2] + first[3])  # (V, 4P)
             self._hidden = [_reorder(weights[1]) for weights in (first, *others)]
             self._between = [(_reorder(w_ih), b_ih + b_hh) for w_ih, _, b_ih, b_hh in others]
 
@@ -93,7 +101,16 @@ def _reorder(weight: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    y = torch.ops.mkldnn._linear_pointwise(_filled(x), weight, bias, "none", [], "")
+    return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
+
+
+def _filled(x: Tensor) -> Tensor:
+    """The rows of x (..., D) as a matrix (n, D), with zeros below up to a number of rows that others have too."""
+    rows = x.reshape(-1, x.shape[-1])
+    step = next((step for most, step in _STEPS if len(rows) <= most), _LARGE_STEP)
+    surplus = -len(rows) % step
+    return functional.pad(rows, (0, 0, 0, surplus)) if surplus else rows
 
 
 def pack(module: Module) -> Module:
@@ -116,6 +133,8 @@ def pack(module: Module) -> Module:
                 setattr(parent, name, PackedFeedForward(child))
             elif type(child) is LstmPredictor:
                 setattr(parent, name, PackedPredictor(child))
+            elif isinstance(child, ConformerEncoder):
+                child.batch_sizes = BATCH_SIZES
             elif isinstance(child, ChunkConvolution):
                 child.packed = True
             elif isinstance(child, ConvSubsampling):

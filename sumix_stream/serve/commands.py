@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.serve import pacing
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.server import Server
@@ -62,7 +63,7 @@ def run(
     workers = default_workers(recognizer) if workers is None else workers
     spawn = None if workers == 1 else Spawn(make, workers)
     server = Server(recognizer, limits, spawn=spawn, token=token, log_text=log_text)
-    return asyncio.run(_serve(server, host, port, tls))
+    return pacing.run(_serve(server, host, port, tls))
 
 
 async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None) -> int:

@@ -18,6 +18,10 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
 
+# Between the beginnings of two rounds, so that more streams meet in one, there may pass
+_PERIOD_SECONDS = 0.001  # for each stream there is, and at most
+_PERIOD_CHUNKS = 1 / 8  # of a chunk's length
+
 _log = logging.getLogger(__name__)
 
 
@@ -130,16 +134,15 @@ class Engine:
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
+        self._began = 0.0  # when the last round did
+        timebase, chunk_size = recognizer.model.timebase, recognizer.context.chunk_size
+        self._period = _PERIOD_CHUNKS * timebase.encoder_frame_time(chunk_size)
         self._sessions: dict[Session, None] = {}  # in order of arrival
         self._thread = threading.Thread(target=self._run, name="recognition", daemon=True)
 
     def start(self) -> None:
-        """Begin; one chunk of silence is recognised first, so that the first client does not pay for it."""
-        stream = self.recognizer.create_stream()
-        rate = self.recognizer.model.timebase.sample_rate
-        samples = self.recognizer.context.chunk_size * self.recognizer.model.timebase.encoder_frame_samples
-        self.recognizer.accept_waveform(stream, rate, np.zeros(2 * samples, np.float32))
-        self.recognizer.decode([stream])
+        """Begin, after the recogniser has warmed up."""
+        self.recognizer.warm_up()
         self._thread.start()
 
     def stop(self) -> None:
@@ -181,11 +184,21 @@ class Engine:
                 self._wake.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     return
+            time.sleep(self._seconds_to_gather())
+            with self.lock:
                 self._work = False
             if self._round():
                 self.wake()
             if self._after_round is not None:
                 self._after_round()
+
+    def _seconds_to_gather(self) -> float:
+        """How long to wait for more streams to be ready. Rounds follow each other the slower, the more streams there
+        are, up to a limit: a round of many costs far less a stream. One that comes late is not made to wait."""
+        now = time.monotonic()
+        wait = max(0.0, self._began + min(self._period, _PERIOD_SECONDS * len(self._sessions)) - now)
+        self._began = now + wait
+        return wait
 
     def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame, Opcode, apply_mask
+from websockets.protocol import State
 
 from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Event, Session
@@ -23,6 +24,7 @@ from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import AudioFormat, ProtocolError
 
 _log = logging.getLogger(__name__)
+_WHOLE_BINARY = b"\x82"  # the first byte of a frame: the only one of its message, and binary
 _LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big"}
 
 
@@ -53,9 +55,43 @@ class DirectConnection(ServerConnection):
 
     `recv` wakes a task for each message, which costs more than all that is done with a packet of audio. A message that
     goes to `recv` unsets `direct`, so that nothing overtakes it; who receives sets it again.
+
+    Frames of the common kind (a whole binary message of less than 64 KiB, whole in one read) are taken apart here, for
+    a third of what the library's parser of all kinds spends on them; it gets everything else, and what is left of a
+    read.
     """
 
     direct: Callable[[bytes], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.direct is not None and self._is_between_messages():
+            data = self._take_messages(data)
+        if data:
+            super().data_received(data)
+
+    def _is_between_messages(self) -> bool:
+        """Whether the library would take the next byte as the first of a message."""
+        protocol = self.protocol
+        if protocol.state is not State.OPEN or protocol.current_size is not None:
+            return False
+        waiting = protocol.parser
+        while (inner := getattr(waiting, "gi_yieldfrom", None)) is not None:
+            waiting = inner
+        return waiting.__name__ == "at_eof"  # elsewhere within a frame
+
+    def _take_messages(self, data: bytes) -> bytes:
+        """Hand over whole binary messages from the beginning of what was read; the rest (RFC 6455, 5.2)."""
+        start, longest = 0, self.protocol.max_message_size
+        while self.direct is not None and data[start : start + 1] == _WHOLE_BINARY:
+            length = data[start + 1] - 0x80 if len(data) > start + 1 else -1  # below 0: not masked
+            begin = start + 6
+            if length == 126:
+                length, begin = int.from_bytes(data[start + 2 : start + 4], "big"), start + 8
+            if not 0 <= length <= longest or (length == 127 and begin == start + 6) or begin + length > len(data):
+                break
+            start = begin + length
+            self.direct(apply_mask(data[begin:start], data[begin - 4 : begin]))
+        return data[start:]
 
     def process_event(self, event: object) -> None:
         if self.direct is not None and isinstance(event, Frame):

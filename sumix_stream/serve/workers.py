@@ -34,6 +34,7 @@ from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 _MOST_WORKERS = 8  # by default: each takes half a gigabyte, and larger batches cost less a stream
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
+_GATHER_SECONDS = 0.005  # that messages wait for others, to go to a worker together
 _RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
 _SOUND_SECONDS = 60.0
 _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of trim threshold, top pad, mmap threshold
@@ -66,7 +67,7 @@ class RemoteSession:
 
     def __init__(self, worker: _Worker, number: int, sample_rate: int, wanted: int, report: Report) -> None:
         self.worker, self.number, self.sample_rate, self.report = worker, number, sample_rate, report
-        self.wanted = wanted  # samples that complete the next chunk, as far as is known
+        self.wanted = self._chunk = wanted  # samples that complete the next chunk, as far as is known; of a first one
         self.closed = False
         self._held: list[np.ndarray] = []
         self._num_held = self._num_sent = self._num_taken = 0
@@ -113,7 +114,9 @@ class RemoteSession:
         self.report(events)
 
     def _send_a_chunk(self) -> None:
-        if self._held and self.num_pending >= self.wanted:
+        """What completes the chunk that the worker waits for; beyond that whole chunks only: it may be far behind."""
+        lacks = self.wanted - (self._num_sent - self._num_taken)
+        if self._num_held >= (lacks if lacks > 0 else self._chunk):
             self._send_held()
 
     def _send_held(self) -> None:
@@ -290,11 +293,19 @@ class _Worker:
 
 
 def _send_all(outgoing: queue.SimpleQueue, pipe: Connection) -> None:
-    while (message := outgoing.get()) is not None:
-        try:
-            pipe.send(message)
-        except OSError:
-            return  # the reader sees it too
+    """Send what is put into the queue, until None: all that a moment brings as one list."""
+    going_on = True
+    while going_on:
+        messages = [outgoing.get()]
+        time.sleep(_GATHER_SECONDS)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                messages.append(outgoing.get_nowait())
+        if going_on := None not in messages:
+            try:
+                pipe.send(messages)
+            except OSError:
+                return  # the reader sees it too
 
 
 class _Counted:
@@ -350,21 +361,23 @@ def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: in
     gc.freeze()  # a collection over all that is imported would hold up every stream
     pipe.send("ready")
     sessions: dict[int, Session] = {}
-    while True:
+    going_on = True
+    while going_on:
         try:
-            kind, number, value = pipe.recv()
+            messages = pipe.recv()
         except (EOFError, OSError):
             break
-        if kind == "stop":
-            break
-        if kind == "open":
-            sessions[number] = _open(engine, number, value, reports)
-        elif number in sessions and kind == "audio":
-            sessions[number].push(value)
-        elif number in sessions and kind == "end":
-            sessions[number].end()
-        elif number in sessions and kind == "close":
-            sessions.pop(number).close()
+        for kind, number, value in messages:
+            if kind == "stop":
+                going_on = False
+            elif kind == "open":
+                sessions[number] = _open(engine, number, value, reports)
+            elif number in sessions and kind == "audio":
+                sessions[number].push(value)
+            elif number in sessions and kind == "end":
+                sessions[number].end()
+            elif number in sessions and kind == "close":
+                sessions.pop(number).close()
     engine.stop()
     pipe.close()
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from talkative import MIXERS, talkative_model
+from talkative import MIXERS, LetterTokenizer, sound, talkative_model
 from torch import nn
 
 from sumix_stream.config import ModelConfig, PredictorConfig
+from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.nn.packed import PackedLinear, PackedPredictor, pack
@@ -88,3 +89,34 @@ def test_gradients_and_other_types_go_the_plain_way():
     assert linear.weight.grad is not None
     half = nn.Linear(6, 5).bfloat16()
     assert pack(half) is half
+
+
+def test_rows_are_filled_up_and_taken_off_again():
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 7)
+    packed = pack(nn.Sequential(linear))
+    with torch.inference_mode():
+        for shape in ((1,), (3,), (8,), (9,), (127,), (129,), (2, 65), (513,), (3, 171)):
+            x = torch.randn(*shape, 12)
+            torch.testing.assert_close(packed(x), linear(x), rtol=1e-5, atol=1e-6)
+
+
+def test_every_batch_size_gives_what_each_stream_gets_alone():
+    """Sizes that are filled up and sizes that are not, streams at their end among them."""
+    recognizer = StreamingRecognizer(pack(talkative_model()), LetterTokenizer(), ChunkContext(8, 2))
+    for count in (1, 7, 9, 33, 70):
+        streams = [recognizer.create_stream() for _ in range(count)]
+        for n, stream in enumerate(streams):
+            stream.accept(16_000, sound(0.7 + 0.01 * n, seed=n % 5))
+            if n % 3 == 0:
+                stream.input_finished()
+        while recognizer.decode(streams):
+            pass
+        for n in {0, count // 2, count - 1}:
+            alone = recognizer.create_stream()
+            alone.accept(16_000, sound(0.7 + 0.01 * n, seed=n % 5))
+            if n % 3 == 0:
+                alone.input_finished()
+            while recognizer.decode([alone]):
+                pass
+            assert streams[n].emissions.tokens == alone.emissions.tokens and streams[n].num_encoded == alone.num_encoded

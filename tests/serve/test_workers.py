@@ -52,6 +52,19 @@ def test_audio_goes_a_chunk_at_a_time_and_waits_for_nothing():
     assert worker.sent[4:] == [("close", None)] and heard == [room] and not worker.sessions
 
 
+def test_a_worker_that_is_behind_gets_whole_chunks():
+    worker = Pipe()
+    session = RemoteSession(worker, 1, RATE, 1000, lambda events: None)
+    for _ in range(16):
+        session.push(np.zeros(200, np.int16))
+    assert worker.sent == 3 * [("audio", 1000)]  # not a message a packet
+    session.heard(1000, 1000, [])
+    assert len(worker.sent) == 3
+    session.heard(3000, 900, [])
+    session.push(np.zeros(700, np.int16))
+    assert worker.sent[3:] == [("audio", 900)] and session.num_pending == 900
+
+
 def test_sessions_go_to_the_worker_with_the_fewest():
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         Workers(make_recognizer(), Spawn(make_recognizer, 0), Metrics())

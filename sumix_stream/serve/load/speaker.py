@@ -7,27 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sumix_stream.audio import read_audio, resample
 from sumix_stream.config import PRESETS
 from sumix_stream.data.babble import babble
 from sumix_stream.data.cuts import load_cuts, read_valid
-from sumix_stream.decode.greedy import greedy_decode
-from sumix_stream.decode.options import SearchOptions
 from sumix_stream.features import fbank
 from sumix_stream.model.build import build_model
 from sumix_stream.model.checkpoint import CONFIG, save_model, write_checkpoint
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.predictor import LstmPredictor
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import train_tokenizer
 
 TOKENS_PER_SECOND = 4.0  # of English in 500 BPE pieces
 MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx, so wherever texts are compared
-NO_REPEAT = 30.0  # what a token loses where it was the last: untrained models repeat themselves without end
 _RATE = Timebase().sample_rate
 _LENGTHS = (4.0, 10.0)  # seconds of synthetic utterances, from the first to the last
 _CONTEXT = ChunkContext(16, 4)
+_STEEP, _FAR = 4.0, 4.0  # of tanh; and further out than speech comes, in deviations
 _MANIFEST = (".jsonl", ".jsonl.gz")
 
 
@@ -85,8 +85,7 @@ def _int16(samples: np.ndarray) -> np.ndarray:
 def talking_checkpoint(directory: Path, preset: str = "small", vocab_size: int = 500, seed: int = 0) -> Path:
     """A checkpoint of an untrained model that emits tokens as often as speech has them; made once.
 
-    Encoder and last token weigh about equally in its joiner, and blank's bias is such that synthetic speech gives
-    TOKENS_PER_SECOND: a search over it works as hard as one over a trained model. Its words mean nothing.
+    A search over it works as hard as one over a trained model. Its words mean nothing.
     """
     if not (directory / CONFIG).is_file():
         write_checkpoint(directory, lambda folder: _save_talking(folder, preset, vocab_size, seed))
@@ -102,32 +101,70 @@ def _save_talking(folder: Path, preset: str, vocab_size: int, seed: int) -> None
 
 @torch.no_grad()
 def make_it_talk(model: Transducer, unk_id: int) -> None:
-    """Weigh the joiner, and set blank's bias, in place."""
+    """Make an untrained model emit tokens as a trained one does, in place: TOKENS_PER_SECOND, one at a time, all along.
+
+    Speech gives a sign, that of one direction of the encoder's frames, which changes so often. Half of the tokens
+    belong to either sign. Blank wins unless the last token's sign is not the speech's; then the best token of the
+    speech's sign does. Three joiner channels see to that; the others say which token is best.
+    """
     rng = np.random.default_rng(1)
     feats = fbank(np.concatenate([babble(rng, _RATE, 6.0) for _ in range(5)]))
     model.set_normalisation(feats.mean(0), feats.std(0))
     for layer in model.encoder.layers:  # a trained model leans on its layers, an untrained one hardly
         layer.scale_residual_outputs((4 * model.config.encoder.num_layers) ** 0.5)
-    model.predictor.lstm.weight_ih_l0.mul_(4)
-    enc, lengths = model.encoder(feats[None], torch.tensor([len(feats)]), _CONTEXT)
-    pred = model.predictor(torch.arange(model.vocab_size)[:, None])[:, -1]
+    frames = model.encoder(feats[None], torch.tensor([len(feats)]), _CONTEXT)[0][0]  # (T, D)
+    direction, middle = _changing_sign(frames, TOKENS_PER_SECOND * model.timebase.encoder_frame_seconds)
+    _remember_last_token_only(model.predictor)
+    pred = model.predictor(torch.arange(model.vocab_size)[:, None])[:, -1]  # (V, P)
+    spoken = torch.tensor([i for i in range(model.vocab_size) if i not in (model.blank_id, unk_id)])
+    spoken = spoken[: model.predictor.dim // 2]  # as many tokens as channels can tell apart
+    signs = torch.zeros(model.vocab_size)
+    signs[spoken] = 1.0 - 2.0 * (spoken % 2)
+    signs[model.blank_id] = 1.0  # the start
+    known = signs != 0
+    last = torch.linalg.lstsq(pred[known], signs[known, None], driver="gelsd").solution[:, 0]  # (P,)
+
     joiner = model.joiner
-    for projection, x, weight in ((joiner.project_encoder, enc[0], 1.0), (joiner.project_predictor, pred, 0.5)):
+    for projection, x, weight in ((joiner.project_encoder, frames, 1.0), (joiner.project_predictor, pred, 0.5)):
         projection.weight.mul_(weight / (x @ projection.weight.T).std(0).mean())
-    joiner.project_encoder.bias.copy_(-joiner.project_encoder.weight @ enc[0].mean(0))
+    joiner.project_encoder.bias.copy_(-joiner.project_encoder.weight @ frames.mean(0))
     joiner.project_encoder.bias.sub_(joiner.project_predictor.weight @ pred.mean(0))
+    both_plus, both_minus, speech = 0, 1, 2
+    for channel, own, others, least in ((both_plus, 1, 1, _FAR), (both_minus, -1, -1, _FAR), (speech, 1, 0, 0)):
+        joiner.project_encoder.weight[channel] = _STEEP * own * direction
+        joiner.project_encoder.bias[channel] = _STEEP * (-own * middle - least)
+        joiner.project_predictor.weight[channel] = _STEEP * _FAR * others * last
     joiner.output.weight.mul_(10)
-    own = torch.tanh(joiner.project_predictor(pred))
-    own -= own.mean(0)
-    joiner.output.weight.sub_(NO_REPEAT * own / own.norm(dim=1, keepdim=True) ** 2)
-    joiner.output.bias.zero_()
-    joiner.output.bias[unk_id] = -100.0
-    low, high = 0.0, 100.0
-    for _ in range(10):
-        joiner.output.bias[model.blank_id] = (low + high) / 2
-        (emitted,), _ = greedy_decode(model, enc, lengths, options=SearchOptions(max_symbols=MAX_SYMBOLS))
-        rate = len(emitted.tokens) / (len(feats) * model.timebase.seconds(model.timebase.frame_shift))
-        low, high = (low, (low + high) / 2) if rate < TOKENS_PER_SECOND else ((low + high) / 2, high)
+    joiner.output.weight[:, [both_plus, both_minus]] = 0.0
+    joiner.output.weight[:, speech] = 10.0 * signs
+    joiner.output.weight[model.blank_id] = 0.0
+    joiner.output.weight[model.blank_id, [both_plus, both_minus]] = 25.0
+    joiner.output.bias.fill_(-100.0)
+    joiner.output.bias[spoken] = 0.0
+    joiner.output.bias[model.blank_id] = 40.0
+
+
+def _changing_sign(frames: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """A direction (D,) of frames (T, D), of unit deviation, and the middle of what they have there: of many random ones
+    that which crosses its middle most nearly `rate` times a frame."""
+    generator = torch.Generator().manual_seed(3)
+    directions = torch.randn(frames.shape[1], 256, generator=generator)
+    directions /= (frames @ directions).std(0)
+    along = frames @ directions  # (T, N)
+    middles = along.median(0).values
+    above = along > middles
+    best = ((above[1:] != above[:-1]).float().mean(0) - rate).abs().argmin()
+    return directions[:, best], middles[best]
+
+
+def _remember_last_token_only(predictor: LstmPredictor) -> None:
+    """Trained or not, a step costs the same."""
+    predictor.lstm.weight_ih_l0.mul_(4)
+    for name, parameter in predictor.lstm.named_parameters():
+        if name.startswith("weight_hh"):
+            parameter.zero_()
+        elif name.startswith("bias_hh"):
+            parameter[predictor.dim : 2 * predictor.dim] = -100.0  # the forget gates'
 
 
 def _invented_text() -> list[str]:
