@@ -20,7 +20,7 @@ from sumix_stream.serve.transcript import Transcript
 
 # Between the beginnings of two rounds, so that more streams meet in one, there may pass
 _PERIOD_SECONDS = 0.001  # for each stream there is, and at most
-_PERIOD_CHUNKS = 1 / 8  # of a chunk's length
+_PERIOD_CHUNKS = 1 / 6  # of a chunk's length
 
 _log = logging.getLogger(__name__)
 

@@ -37,6 +37,7 @@ _STOP_SECONDS = 5.0
 _GATHER_SECONDS = 0.005  # that messages wait for others, to go to a worker together
 _RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
 _SOUND_SECONDS = 60.0
+_NICENESS = 3  # where cores are few the network goes first: packets that lie unread delay every stream
 _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of trim threshold, top pad, mmap threshold
 
 _log = logging.getLogger(__name__)
@@ -344,6 +345,8 @@ def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: in
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which lets streams finish
         signal.signal(number, signal.SIG_IGN)
     set_up()
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     _keep_memory()
     torch.set_num_threads(threads)
     reports: list[tuple] = []
