@@ -56,9 +56,8 @@ class DirectConnection(ServerConnection):
     `recv` wakes a task for each message, which costs more than all that is done with a packet of audio. A message that
     goes to `recv` unsets `direct`, so that nothing overtakes it; who receives sets it again.
 
-    Frames of the common kind (a whole binary message of less than 64 KiB, whole in one read) are taken apart here, for
-    a third of what the library's parser of all kinds spends on them; it gets everything else, and what is left of a
-    read.
+    Frames of the common kind (a whole binary message of less than 64 KiB, whole in one read) are taken apart here; the
+    library's parser of all kinds, which costs more, gets everything else and what is left of a read.
     """
 
     direct: Callable[[bytes], None] | None = None
@@ -72,7 +71,8 @@ class DirectConnection(ServerConnection):
     def _is_between_messages(self) -> bool:
         """Whether the library would take the next byte as the first of a message."""
         protocol = self.protocol
-        if protocol.state is not State.OPEN or protocol.current_size is not None:
+        within = getattr(protocol, "current_size", 0)  # of a message in fragments; 0: the library has changed
+        if protocol.state is not State.OPEN or within is not None:
             return False
         waiting = protocol.parser
         while (inner := getattr(waiting, "gi_yieldfrom", None)) is not None:
