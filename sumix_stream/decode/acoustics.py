@@ -57,6 +57,7 @@ class StreamEncoder(Protocol):
 
     context: ChunkContext
     window: int  # feature frames of a chunk
+    batch_sizes: tuple[int, ...]  # that steps are quick at, in rising order; none = no matter
 
     def begin(self) -> Any:
         """The state of a stream that has heard nothing."""

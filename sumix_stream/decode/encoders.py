@@ -174,6 +174,8 @@ class SlotEncoder:
         cuda_graph: as of EncoderSlots.
     """
 
+    batch_sizes = ()
+
     def __init__(
         self, encoder: ConformerEncoder, context: ChunkContext, num_slots: int = 8, *, cuda_graph: bool | None = None
     ) -> None:
@@ -239,6 +241,7 @@ class BundleEncoder:
     Raises ValueError for another context than the bundle's.
     """
 
+    batch_sizes = ()
     _CAPACITY = 8
 
     def __init__(self, model: ExportedModel, context: ChunkContext) -> None:

@@ -212,7 +212,7 @@ class StreamingRecognizer:
     def warm_up(self) -> None:
         """Recognise silence in batches of each size that the encoder distinguishes, so that the first speakers do not
         wait for kernels to be compiled and memory to be had. Takes seconds for a packed model, else a moment."""
-        sizes = getattr(self.encoder, "batch_sizes", ()) or (1,)
+        sizes = self.encoder.batch_sizes or (1,)
         streams = [self.create_stream() for _ in range(sizes[-1])]
         silence = np.zeros(self.context.chunk_size * self.model.timebase.encoder_frame_samples, np.float32)
         for stream in streams:

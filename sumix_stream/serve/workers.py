@@ -31,7 +31,7 @@ from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 
-_MOST_WORKERS = 8  # by default: each takes half a gigabyte, and larger batches cost less a stream
+_MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 _GATHER_SECONDS = 0.005  # that messages wait for others, to go to a worker together

@@ -112,11 +112,17 @@ def frame(opcode: Opcode, data: bytes, fin: bool = True) -> bytes:
     return Frame(opcode, data, fin).serialize(mask=True)
 
 
-async def say(port: int, pieces: list[bytes]) -> list[dict]:
-    """Send these bytes, a write each, over a bare connection; the server's text messages."""
+async def upgraded(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A bare connection after its handshake."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(UPGRADE.encode())
     await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def say(port: int, pieces: list[bytes]) -> list[dict]:
+    """Send these bytes, a write each, over a bare connection; the server's text messages."""
+    reader, writer = await upgraded(port)
     for piece in pieces:
         writer.write(piece)
         await asyncio.sleep(0.001)  # one read each, nearly always
@@ -203,9 +209,7 @@ def test_bad_frames_after_good_ones_reach_the_library(bad, code):
 
     async def test():
         async with serving() as (_, port):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(UPGRADE.encode())
-            await reader.readuntil(b"\r\n\r\n")
+            reader, writer = await upgraded(port)
             for piece in (good, good + bad):
                 writer.write(piece)
                 await asyncio.sleep(0.05)
