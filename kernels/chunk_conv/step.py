@@ -33,18 +33,21 @@ def chunk_conv1d_step(
     half = check_taps(weight, bias, x, glu) // 2
     if history.shape != (B, half, D):
         raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
-    padding = None
-    if not known_whole(lengths, num_frames):
+    padding, whole = None, known_whole(lengths, num_frames)
+    if not whole:
         padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
         x = x.masked_fill(padding, 0)
-    frames = torch.cat([history.to(x.dtype), F.glu(x) if glu else x], 1)
+    x = F.glu(x) if glu else x
+    frames = torch.cat([history.to(x.dtype), x, x.new_zeros(B, half, D)], 1)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.float()
-        padded = F.pad(frames.float(), (0, 0, 0, half)).mT
+        padded = frames.float().mT
         if as_image:
             y = F.conv2d(padded.unsqueeze(2), weight.float()[:, None, None], bias, groups=D).squeeze(2).mT
         else:
             y = F.conv1d(padded, weight.float()[:, None], bias, groups=D).mT
+    if whole:
+        return y.to(x.dtype), frames[:, num_frames : num_frames + half].to(history.dtype, copy=True)
     kept = lengths[:, None] + torch.arange(half, device=x.device)  # the last k//2 before the end of what is valid
     history = frames.gather(1, kept[:, :, None].expand(-1, -1, D)).to(history.dtype)
-    return (y if padding is None else y.masked_fill(padding, 0)).to(x.dtype), history
+    return y.masked_fill(padding, 0).to(x.dtype), history

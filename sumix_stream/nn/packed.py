@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sumix_kernels.arguments import known_whole
 from sumix_stream.nn.conformer import ConformerEncoder, FeedForward
 from sumix_stream.nn.convolution import ChunkConvolution
 from sumix_stream.nn.predictor import LstmPredictor
@@ -45,7 +46,7 @@ class PackedLinear(nn.Linear):
             self._packed = _reorder(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
+        if not _is_for_packed(x):
             return super().forward(x)
         return _product(x, self._packed, self.bias)
 
@@ -61,12 +62,31 @@ class PackedFeedForward(FeedForward):
             self._leave, self._leave_bias = _reorder(0.5 * leave.weight), 0.5 * leave.bias
 
     def add_half(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.numel():
+        if not _is_for_packed(x):
             return super().add_half(x)
         rows = _filled(x)
         wide = torch.ops.mkldnn._linear_pointwise(self[0](rows), self._enter, self._enter_bias, "swish", [], "")
         rows = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, self._leave, self._leave_bias, "add")
         return rows[: x.numel() // x.shape[-1]].view_as(x)
+
+
+class PackedSubsampling(ConvSubsampling):
+    """A ConvSubsampling whose images are channels-last, a few streams at a time."""
+
+    def __init__(self, subsampling: ConvSubsampling) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(subsampling.__dict__)
+        self.block_size = _FRONT_END_STREAMS
+
+    def silu_after(self, x: Tensor, past: Tensor, lengths: Tensor) -> Tensor:
+        if not _is_for_packed(x) or not known_whole(lengths, x.shape[2]):
+            return super().silu_after(x, past, lengths).contiguous(memory_format=torch.channels_last)
+        batch_size, channels, num_frames, num_bins = x.shape
+        shape = (batch_size, channels, num_frames + 1, num_bins)
+        out = torch.empty(shape, memory_format=torch.channels_last)
+        out[:, :, :1] = past
+        torch.ops.aten.silu.out(x, out=out[:, :, 1:])
+        return out
 
 
 class PackedPredictor(LstmPredictor):
@@ -100,6 +120,10 @@ def _reorder(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
 
 
+def _is_for_packed(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and x.numel() > 0
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = torch.ops.mkldnn._linear_pointwise(_filled(x), weight, bias, "none", [], "")
     return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
@@ -108,8 +132,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _filled(x: Tensor) -> Tensor:
     """The rows of x (..., D) as a matrix (n, D), with zeros below up to a number of rows that others have too."""
     rows = x.reshape(-1, x.shape[-1])
-    step = next((step for most, step in _STEPS if len(rows) <= most), _LARGE_STEP)
-    surplus = -len(rows) % step
+    count = rows.shape[0]
+    step = _LARGE_STEP
+    for most, smaller in _STEPS:
+        if count <= most:
+            step = smaller
+            break
+    surplus = -count % step
     return functional.pad(rows, (0, 0, 0, surplus)) if surplus else rows
 
 
@@ -137,8 +166,8 @@ def pack(module: Module) -> Module:
                 child.batch_sizes = BATCH_SIZES
             elif isinstance(child, ChunkConvolution):
                 child.packed = True
-            elif isinstance(child, ConvSubsampling):
-                child.block_size = _FRONT_END_STREAMS
+            elif type(child) is ConvSubsampling:
+                setattr(parent, name, PackedSubsampling(child))
             elif isinstance(child, nn.Conv2d):
                 # `contiguous` would leave the strides of one input channel as they are.
                 weight = child.weight.detach().clone().to(memory_format=torch.channels_last)

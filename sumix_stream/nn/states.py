@@ -153,10 +153,12 @@ class StateRows:
         parts = list(tensors(state))
         if [part.shape[1:] for part in parts] != self._shapes:
             raise ValueError("this state grows or is of another model: its shapes are not those of the rows")
-        columns = []
+        batch_size, columns = parts[0].shape[0], []
         for part in parts:
-            column = part.reshape(len(part), part[0].numel()).view(torch.uint8)
-            columns += [column, column.new_zeros(len(column), -column.shape[1] % self._ALIGNMENT)]
+            column = part.reshape(batch_size, part.numel() // batch_size).view(torch.uint8)
+            columns.append(column)
+            if surplus := -column.shape[1] % self._ALIGNMENT:
+                columns.append(column.new_zeros(batch_size, surplus))
         return [row.clone() for row in torch.cat(columns, 1)]
 
     def join(self, rows: Sequence[Tensor]) -> Any:
@@ -167,8 +169,9 @@ class StateRows:
             nonlocal start
             begin, end = start, start + part.nbytes
             start = end + -end % self._ALIGNMENT
-            return table[:, begin:end].view(part.dtype).view(len(table), *part.shape[1:])
+            return table[:, begin:end].view(part.dtype).view(batch_size, *part.shape[1:])
 
+        batch_size = table.shape[0]
         return map_states(column, self._like)
 
 

@@ -57,14 +57,19 @@ class ConvSubsampling(nn.Module):
             return torch.cat(outs), torch.cat(out_lengths), SubsamplingState(*map(torch.cat, zip(*states, strict=True)))
         x = mask_frames((feats - self.feature_mean) / self.feature_std, lengths)
         x = torch.cat([state.feats.to(x.dtype), x], dim=1)
-        hidden = F.silu(self.conv1(F.pad(x, (0, 0, 0, 1 - x.shape[1] % 2)).unsqueeze(1)))
-        hidden = mask_frames(hidden.transpose(1, 2), (lengths + 1) // 2).transpose(1, 2)
-        past = state.hidden.to(hidden.dtype)
-        if self.conv2.weight.is_contiguous(memory_format=torch.channels_last):  # packed: so must be what it takes
-            past = past.contiguous(memory_format=torch.channels_last)
-        hidden = torch.cat([past, hidden], dim=2)
+        hidden = self.silu_after(self.conv1(_to_odd(x.unsqueeze(1))), state.hidden, (lengths + 1) // 2)
         next_state = SubsamplingState(x[:, -1:], hidden[:, :, -1:])
-        y = F.silu(self.conv2(F.pad(hidden, (0, 0, 0, 1 - hidden.shape[2] % 2))))
+        y = F.silu(self.conv2(_to_odd(hidden)))
         y = self.norm(self.out(y.transpose(1, 2).flatten(2)))
         out_lengths = self.timebase.num_encoder_frames(lengths)
         return mask_frames(self.dropout(y), out_lengths), out_lengths, next_state
+
+    def silu_after(self, x: Tensor, past: Tensor, lengths: Tensor) -> Tensor:
+        """SiLU of x (B, H, T1, F1) up to lengths (B,), after the past (B, H, 1, F1)."""
+        x = mask_frames(F.silu(x).transpose(1, 2), lengths).transpose(1, 2)
+        return torch.cat([past.to(x.dtype), x], dim=2)
+
+
+def _to_odd(x: Tensor) -> Tensor:
+    """x (B, H, T, F), with a frame of zeros at its end where T is even: what strides of two take."""
+    return x if x.shape[2] % 2 else F.pad(x, (0, 0, 0, 1))

@@ -18,9 +18,8 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
 
-# Between the beginnings of two rounds, so that more streams meet in one, there may pass
-_PERIOD_SECONDS = 0.001  # for each stream there is, and at most
-_PERIOD_CHUNKS = 1 / 6  # of a chunk's length
+_DUTY = 0.7  # the part of its time that a thread spends in rounds, while longer pauses can make it so
+_PERIOD_CHUNKS = 1 / 6  # of a chunk's length: between the beginnings of two rounds a pause makes no more pass
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ class Engine:
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
-        self._began = 0.0  # when the last round did
+        self._began = self._took = 0.0  # when the last round did, and its seconds
         timebase, chunk_size = recognizer.model.timebase, recognizer.context.chunk_size
         self._period = _PERIOD_CHUNKS * timebase.encoder_frame_time(chunk_size)
         self._sessions: dict[Session, None] = {}  # in order of arrival
@@ -184,21 +183,20 @@ class Engine:
                 self._wake.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     return
-            time.sleep(self._seconds_to_gather())
-            with self.lock:
-                self._work = False
-            if self._round():
-                self.wake()
-            if self._after_round is not None:
-                self._after_round()
+            self._paced_round()
 
-    def _seconds_to_gather(self) -> float:
-        """How long to wait for more streams to be ready. Rounds follow each other the slower, the more streams there
-        are, up to a limit: a round of many costs far less a stream. One that comes late is not made to wait."""
-        now = time.monotonic()
-        wait = max(0.0, self._began + min(self._period, _PERIOD_SECONDS * len(self._sessions)) - now)
-        self._began = now + wait
-        return wait
+    def _paced_round(self) -> None:
+        """A round after a pause for more streams to be ready, the longer, the longer the last one took. What a round
+        costs besides its streams is then spread over more of them as load rises, and others get at the cores."""
+        time.sleep(max(0.0, self._began + min(self._took / _DUTY, self._period) - time.monotonic()))
+        with self.lock:
+            self._work = False
+        self._began = time.monotonic()
+        if self._round():
+            self.wake()
+        if self._after_round is not None:
+            self._after_round()
+        self._took = time.monotonic() - self._began
 
     def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""

@@ -42,16 +42,20 @@ def test_sockets_are_looked_at_at_once_and_then_every_five_milliseconds(monkeypa
         assert selector.select(0.001) and clock.slept == [0.003, 0.005]
 
 
-@pytest.mark.parametrize(("streams", "period"), [(0, 0.0), (1, 0.001), (30, 0.03), (500, 0.32 / 6)])
-def test_rounds_of_many_streams_follow_each_other_more_slowly(monkeypatch, streams, period):
+@pytest.mark.parametrize(
+    ("took", "pause"),
+    [(0.007, 0.003), (0.035, 0.015), (0.05, 0.32 / 6 - 0.05), (0.054, 0.0), (0.3, 0.0)],
+    ids=["7 of 10 ms", "35 of 50 ms", "as long as a sixth of a chunk allows", "longer than that", "overload"],
+)
+def test_after_a_long_round_streams_gather_for_longer(monkeypatch, took, pause):
     clock = Clock()
     monkeypatch.setattr(engine, "time", clock)
-    rounds = Engine(make_recognizer(), Metrics())  # chunks of 320 ms
-    for _ in range(streams):
-        rounds.open(16_000, lambda events: None)
-    assert rounds._seconds_to_gather() == 0  # after a quiet time
-    assert rounds._seconds_to_gather() == pytest.approx(period)
-    clock.now += period + 0.7 * period  # the second round began late, and has taken so long
-    assert rounds._seconds_to_gather() == pytest.approx(0.3 * period)
-    clock.now += 3 * period
-    assert rounds._seconds_to_gather() == 0  # one that takes longer than that is followed at once
+    rounds = Engine(make_recognizer(), Metrics(), after_round=lambda: clock.sleep(took / 2))  # chunks of 320 ms
+    rounds._round = lambda: clock.sleep(took / 2)
+    rounds._paced_round()
+    assert clock.slept == [0, took / 2, took / 2]  # at once after a quiet time
+    rounds._paced_round()
+    assert clock.slept[3] == pytest.approx(pause, abs=2e-6)
+    clock.now += 0.001  # a stream that is ready that much later waits that much less
+    rounds._paced_round()
+    assert clock.slept[6] == pytest.approx(max(0, pause - 0.001), abs=2e-6)
