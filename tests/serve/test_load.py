@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,9 +233,49 @@ def test_the_largest_number_is_found(limit, start):
         tried.append(number)
         return number <= limit
 
-    found = verdict.largest(holds, start, most=128)
-    assert limit - max(1, limit // verdict.RESOLUTION) < found <= limit or found == limit
+    search = verdict.searching(start, most=128)
+    number = next(search)
+    with pytest.raises(StopIteration) as over:
+        while True:
+            number = search.send(holds(number))
+    found = over.value.value
+    assert limit - max(1, limit // verdict.RESOLUTION) <= found <= limit
     assert len(tried) == len(set(tried)) and max(tried) <= 128
+
+
+class Holds:
+    """A contender that holds so many streams, fewer each time that it is asked for the first number again."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self.limit, self.dialect, self.server, self.asked = name, limit, None, self, []
+        self.port, self.running = 0, False
+
+    def resume(self) -> None:
+        self.running = True
+
+    def pause(self) -> None:
+        self.running = False
+
+    def row(self, plan: Plan, utterances: list, bound: float) -> dict:
+        assert self.running
+        self.asked.append(plan.clients)
+        measured = latencies(*[0.1 if plan.clients <= self.limit else 0.9] * 100)
+        return {"contender": self.name, **verdict.figures(measured, [], 0.64), "clients": plan.clients}
+
+
+def test_contenders_take_turns_and_every_repetition_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "_speed", lambda *given: 100.0)
+    one, other = Holds("ours", 90), Holds("sherpa", 40)
+    request = commands.Request("small", tmp_path, tmp_path, clients=(8,), repeats=2, plot=False)
+    rows, found = commands._measure([one, other], request, [], 0.64, lambda line: None)
+    assert not one.running and not other.running
+    assert [row["contender"] for row in rows][:6] == ["ours", "sherpa"] * 3
+    assert one.asked[:2] == other.asked[:2] == [8, 80]
+    for contender in (one, other):
+        held = found[contender.name]
+        assert len(held) == 2 and held[0] == held[1] and 0.9 * contender.limit < held[0] <= contender.limit
+        assert contender.asked[2:].count(held[0]) == 2  # the second search begins where the first ended
+    assert commands._measure([one], replace(request, repeats=0), [], 0.64, lambda line: None)[1] == {}
 
 
 def test_memory_a_stream_is_a_slope():
@@ -257,11 +298,19 @@ def test_the_report(tmp_path):
     facts = {"model": "m", "context": "c", "cores": "0", "threads": 1, "bound_ms": 640.0, "packets_ms": "20"}
     about = {"ours": "PyTorch", "sherpa": "--flags"}
     path = report.write(
-        tmp_path, rows, {"ours": 48, "sherpa": 32}, dict.fromkeys(about, True), about, facts, "bin/bench serve", True
+        tmp_path,
+        rows,
+        {"ours": [44, 48, 50], "sherpa": [40, 32, 20]},
+        dict.fromkeys(about, True),
+        about,
+        facts,
+        "bin/bench serve",
+        True,
     )
     text = path.read_text()
     assert "| ours | 8 | 100 |" in text and "no: p99 chunk latency over 0.64 s" in text
-    assert "1.50 x the streams of sherpa" in text
+    assert "- ours: 1.50 (1.10, 1.50, 2.50) x the streams of sherpa" in text
+    assert "| ours | 48 (44, 48, 50) |" in text
     with (tmp_path / "serve.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert [(row["contender"], row["clients"], row["real_time"]) for row in read][::3] == [

@@ -47,7 +47,7 @@ class Request:
     against: tuple[str, ...] = ()
     bundle: Path | None = None
     bound: float | None = None
-    find: bool = True
+    repeats: int = 3
     most: int = 1024
     hostile: bool = False
     packets: tuple[float, ...] = Plan.packets
@@ -66,6 +66,8 @@ class Request:
             raise ValueError("--bundle is what --against uses: name bundle, sherpa or both there")
         if self.bound is not None and not self.bound > 0:
             raise ValueError(f"--bound must be above 0 s, got {self.bound} s")
+        if self.repeats < 0:
+            raise ValueError(f"--repeats must be at least 0, got {self.repeats}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {self.threads}")
         Plan(1, self.seconds, packets=self.packets)
@@ -242,8 +244,11 @@ def _contender(name: str, setup: Setup, utterances: Sequence[np.ndarray], say: S
 
 def _measure(
     contenders: Sequence[Contender], request: Request, utterances: Sequence[np.ndarray], bound: float, say: Say
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows of the wanted numbers of clients, contenders taking turns, and then the search; streams held by each."""
+) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """The rows of the wanted numbers of clients, and of the searches; how many streams each held in each repetition.
+
+    Contenders take turns all the way: a machine's speed may change from one minute to the next.
+    """
     plan = Plan(1, request.seconds, packets=request.packets, give_up=4 * bound, seed=request.seed)
     rows = []
 
@@ -264,13 +269,27 @@ def _measure(
     for clients in request.clients:
         for contender in contenders:
             measure(contender, clients, "row")
-    found = {}
-    for contender in contenders if request.find else ():
+    if not request.repeats:
+        return rows, {}
+    starts = {}
+    for contender in contenders:
         contender.server.resume()
         speed = _speed(contender.dialect, contender.server, utterances)
         contender.server.pause()
         say(f"{contender.name}: {speed:.1f} s of audio a second when it comes all at once")
-        found[contender.name] = verdict.largest(
-            lambda clients, contender=contender: measure(contender, clients, "search"), round(0.8 * speed), request.most
-        )
+        starts[contender.name] = round(0.8 * speed)
+    found: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+    for _ in range(request.repeats):
+        searches = {name: verdict.searching(start, request.most) for name, start in starts.items()}
+        numbers = {name: next(search) for name, search in searches.items()}
+        while numbers:
+            for contender in contenders:
+                if (name := contender.name) in numbers:
+                    try:
+                        numbers[name] = searches[name].send(measure(contender, numbers[name], "search"))
+                    except StopIteration as over:
+                        del numbers[name]
+                        found[name].append(over.value)
+                        starts[name] = max(1, over.value)
+        say(", ".join(f"{name}: {held[-1]} streams" for name, held in found.items()))
     return rows, found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ core."""
 def write(
     out: Path,
     rows: Sequence[Row],
-    found: Mapping[str, int],
+    found: Mapping[str, Sequence[int]],
     same_texts: Mapping[str, bool],
     about: Mapping[str, str],
     facts: Mapping[str, Any],
@@ -36,7 +37,7 @@ def write(
 
     Args:
         rows: of the wanted numbers of clients (part `row`) and of the search (part `search`).
-        found: contender -> streams held in real time.
+        found: contender -> streams held in real time, in each repetition of the search.
         same_texts: contender -> whether it recognises, alone, what ours does.
         about: contender -> its settings.
         facts: of the run.
@@ -52,10 +53,10 @@ def write(
         slope = verdict.rss_per_stream([row for row in rows if row["contender"] == name and row["part"] == "row"])
         memory = "not measured" if slope is None else f"{slope:.2f}"
         texts = "yes" if same_texts[name] else "no"
-        lines.append(f"| {name} | {found.get(name, 'not measured')} | {memory} | {texts} |")
+        lines.append(f"| {name} | {_median_of(found.get(name, ()), '.0f')} | {memory} | {texts} |")
     lines += ["", *_ratios(found)]
     if search := [row for row in rows if row["part"] == "search"]:
-        lines += ["The search, by doubling and bisection to within a sixteenth:", "", *_table(search), ""]
+        lines += ["The searches, to within a sixteenth, contenders in turn:", "", *_table(search), ""]
     lines += ["![latency against clients](serve.png)"] if plot else []
     if plot:
         _plot(out / "serve.png", rows, facts["bound_ms"])
@@ -128,11 +129,20 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _ratios(found: Mapping[str, int]) -> list[str]:
+def _ratios(found: Mapping[str, Sequence[int]]) -> list[str]:
     """How many more streams our servers hold than the stock one."""
-    theirs = found.get("sherpa")
-    own = [name for name in found if name != "sherpa"] if theirs else []
-    return [f"- {name}: {found[name] / theirs:.2f} x the streams of sherpa" for name in own] + ([""] if own else [])
+    own = [name for name in found if name != "sherpa"] if "sherpa" in found else []
+    ratios = {name: verdict.paired_ratios(found[name], found["sherpa"]) for name in own}
+    lines = [f"- {name}: {_median_of(each, '.2f')} x the streams of sherpa" for name, each in ratios.items() if each]
+    return [*lines, ""] if lines else []
+
+
+def _median_of(values: Sequence[float], form: str) -> str:
+    """With the values themselves where they are several."""
+    if not values:
+        return "not measured"
+    middle = f"{statistics.median(values):{form}}"
+    return middle if len(values) == 1 else f"{middle} ({', '.join(f'{value:{form}}' for value in values)})"
 
 
 def _write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,26 +79,35 @@ def figures(measured: Measured, references: Sequence[str], bound_seconds: float)
     }
 
 
-def largest(holds: Callable[[int], bool], start: int, most: int) -> int:
-    """The largest number of streams that is held, found by doubling and bisection from `start`; 0 for none.
+def searching(start: int, most: int) -> Generator[int, bool, int]:
+    """The search for the largest number of streams that is held: it yields numbers to try, is sent whether each was
+    held, and returns the largest that was; 0 for none.
 
-    Every answer is taken as it is, and no number is tried twice; the result is within a sixteenth of the first number
-    that is not held. Numbers above `most` are not tried.
+    From `start` by quarters up or down to the first change, then by bisection. Every answer is taken as it is, and no
+    number is tried twice; the result is within a sixteenth of a number that is not held. Numbers above `most` are not
+    tried.
     """
-    low, high = 0, None
+    low, high = 0, most + 1
     number = min(max(1, start), most)
-    while high is None and low < most:
-        if holds(number):
-            low, number = number, min(2 * number, most)
-        else:
-            high = number
-    while high is not None and high - low > max(1, low // RESOLUTION):
-        number = (low + high) // 2
-        if holds(number):
+    while high - low > max(1, low // RESOLUTION):
+        if (yield number):
             low = number
         else:
             high = number
+        if high > most:
+            number = min(max(low + 1, low * 5 // 4), most)
+        elif low == 0:
+            number = min(high - 1, high * 4 // 5)
+        else:
+            number = (low + high) // 2
+        if not low < number < high:
+            break
     return low
+
+
+def paired_ratios(ours: Sequence[int], theirs: Sequence[int]) -> list[float]:
+    """Of the streams that two servers held in each repetition; none where the other held none."""
+    return [mine / other for mine, other in zip(ours, theirs, strict=True) if other]
 
 
 def rss_per_stream(rows: Sequence[dict[str, Any]]) -> float | None:
