@@ -162,6 +162,10 @@ class TrainLoader:
                 )
         return self._plan
 
+    def fingerprint(self, epoch: int) -> str:
+        """Names the batches of an epoch, of all ranks (`EpochPlan.fingerprint`)."""
+        return self.plan(epoch).fingerprint
+
     def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Batches `skip`, `skip + 1`, ... of an epoch; nothing of those before is read.
 

@@ -8,6 +8,7 @@ Nothing is drawn but raw bits of PCG64 seeded by a SeedSequence, whose streams N
 N cuts, R utterances, G batches (of all ranks).
 """
 
+import hashlib
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ class EpochPlan:
             ]
             for row in self._order[self._batches[index] : self._batches[index + 1]]
         ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the batches: other lengths of cuts, or other settings that batches are drawn by, give another."""
+        digest = hashlib.sha256()
+        for part in (self._batches, self._order, *self._utterances, self._speed):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
 
     def worst(self, number: int) -> list[int]:
         """Batches that ask for the most memory: the `number` with the most frames, the longest utterances, the largest

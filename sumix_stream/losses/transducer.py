@@ -26,6 +26,7 @@ class TransducerLoss(NamedTuple):
     simple: Tensor
     pruned: Tensor
     ctc: Tensor
+    consistency: Tensor  # of two views' CTC posteriors; 0 of one view
     has_path: Tensor
     num_frames: Tensor  # encoder frames in the batch, a scalar
 
@@ -84,7 +85,7 @@ def transducer_loss(
     num_frames = enc_lengths.sum()
     weighted = scales.simple * rnnt.simple + scales.pruned * rnnt.pruned + scales.ctc * ctc
     total = weighted.sum() / num_frames.clamp(min=1)
-    return TransducerLoss(total, rnnt.simple, rnnt.pruned, ctc, rnnt.has_path, num_frames)
+    return TransducerLoss(total, rnnt.simple, rnnt.pruned, ctc, torch.zeros_like(ctc), rnnt.has_path, num_frames)
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:

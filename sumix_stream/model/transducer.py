@@ -105,11 +105,11 @@ class Transducer(nn.Module):
         twice = _Batch(views, *(torch.cat([value, value]) for value in batch[1:]))
         both, ctc_logits, enc_lengths = self._loss(twice, context.repeated(2), scales, loss)
         simple, pruned, ctc = (part.view(2, batch_size).mean(0) for part in (both.simple, both.pruned, both.ctc))
-        apart = ctc_consistency(*ctc_logits.split(batch_size), enc_lengths[:batch_size])
         num_frames = both.num_frames // 2
         has_path = both.has_path[:batch_size]
-        total = both.total + loss.cr_ctc_scale * (apart * has_path).sum() / num_frames.clamp(min=1)
-        return TransducerLoss(total, simple, pruned, ctc, has_path, num_frames)
+        apart = ctc_consistency(*ctc_logits.split(batch_size), enc_lengths[:batch_size]) * has_path
+        total = both.total + loss.cr_ctc_scale * apart.sum() / num_frames.clamp(min=1)
+        return TransducerLoss(total, simple, pruned, ctc, apart, has_path, num_frames)
 
     def _loss(
         self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig

@@ -45,6 +45,10 @@ class Loader(Protocol):
 
     def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
 
+    def fingerprint(self, epoch: int) -> str:
+        """Names the batches of an epoch: another one has others."""
+        ...
+
     def worst_batches(self, number: int = 1) -> list[Batch]:
         """Those that ask for the most memory."""
         ...
@@ -254,6 +258,7 @@ class Trainer:
         state = self.state
         while True:
             first, seconds, world = state.batch, 0.0, self.fabric.world_size
+            state.plan = self.loader.fingerprint(state.epoch)
             for batch in self.loader.epoch_batches(state.epoch, skip=first // world):
                 state.batch = (batch.index + 1) * world
                 seconds += batch.seconds
@@ -378,6 +383,11 @@ class Trainer:
                     f"a step now takes {step_batches} batches over all processes, not {state.step_batches}: epoch "
                     f"{state.epoch} is drawn anew, so in what is left of it utterances may come again or not at all; "
                     f"train.step_batches keeps the number whatever the processes"
+                )
+            elif state.batch and state.plan not in (None, self.loader.fingerprint(state.epoch)):
+                LOGGER.warning(
+                    f"the batches of epoch {state.epoch} are others than before: cuts of data.train_cuts, or settings "
+                    f"of data, have changed; in what is left of it utterances may come again or not at all"
                 )
         changes = [] if saved_recipe is None else list(setting_changes(saved_recipe, to_dict(self.recipe)))
         for change in changes:

@@ -122,6 +122,9 @@ class _Cycle:
             self.batches = list(islice(self._loader.epoch_batches(0), self._size))
         yield from self.batches[skip:]
 
+    def fingerprint(self, epoch: int) -> str:
+        return self._loader.fingerprint(0)
+
     def worst_batches(self, number: int = 1) -> list[Batch]:
         return self._loader.worst_batches(number)
 

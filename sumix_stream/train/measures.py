@@ -42,6 +42,7 @@ class StepReport:
     simple: float
     pruned: float
     ctc: float
+    consistency: float  # 0 without loss.cr_ctc_scale
     grad_norm: float  # before clipping
     skipped: bool  # the update was left out: a loss or gradient was not finite
     seconds: float  # of audio
@@ -111,11 +112,12 @@ class StepBuffer:
                 [loss.simple.sum() for loss in losses],
                 [loss.pruned.sum() for loss in losses],
                 [loss.ctc.sum() for loss in losses],
+                [loss.consistency.sum() for loss in losses],
                 [loss.num_frames for loss in losses],
             )
         ]
         flags = [
-            torch.stack([~(loss.simple + loss.pruned + loss.ctc).detach().isfinite(), ~loss.has_path])
+            torch.stack([~sum(loss[1:5]).detach().isfinite(), ~loss.has_path])  # each part of each utterance's loss
             for loss in losses
         ]
         values = [*sums, grad_norm, skipped]
@@ -140,7 +142,7 @@ class StepBuffer:
         interval = self._interval(pending, rows)
         reports, start = [], 0
         for item, row in zip(pending, rows, strict=True):
-            loss, simple, pruned, ctc, frames, grad_norm, skipped, seconds = row[:8]
+            loss, simple, pruned, ctc, consistency, frames, grad_norm, skipped, seconds = row[:-2]
             frames = max(frames, 1.0)
             not_finite, no_path = (row[start : start + len(item.ids)] for row in flags)
             start += len(item.ids)
@@ -151,6 +153,7 @@ class StepBuffer:
                     simple=simple / frames,
                     pruned=pruned / frames,
                     ctc=ctc / frames,
+                    consistency=consistency / frames,
                     grad_norm=grad_norm / world,
                     skipped=skipped > 0,
                     seconds=seconds,
@@ -177,7 +180,7 @@ class StepBuffer:
         if self._fabric.world_size > 1:
             measures = self._fabric.all_gather(measures)
         times, waits, gpus, residents = measures.reshape(-1, len(own)).T.tolist()
-        valid, slots = sum(row[8] for row in rows), sum(row[9] for row in rows)
+        valid, slots = sum(row[-2] for row in rows), sum(row[-1] for row in rows)
         modules = next((item.modules for item in reversed(pending) if item.modules is not None), None)
         table = [] if modules is None else modules.norms.T.tolist()
         return Interval(
@@ -185,7 +188,7 @@ class StepBuffer:
             step_seconds=_spread(times),
             slowest_rank=times.index(max(times)),
             wait_share=_spread(waits),
-            audio_hours_per_hour=sum(row[7] for row in rows) / max(max(times) * num_steps, 1e-9),
+            audio_hours_per_hour=sum(row[-3] for row in rows) / max(max(times) * num_steps, 1e-9),
             padding_share=1 - valid / slots if slots else 0.0,
             gpu_bytes=int(max(gpus)),
             host_bytes=int(max(residents)),

@@ -17,6 +17,7 @@ from sumix_stream.model.checkpoint import write_text_atomically
 from sumix_stream.train.measures import Interval, StepReport
 
 LOGGER = logging.getLogger("sumix_stream")
+_PARTS = ("simple", "pruned", "ctc", "consistency")  # of the loss
 METRICS, RUNS, VALIDATION = "metrics.jsonl", "runs.jsonl", "valid.json"
 
 
@@ -78,7 +79,7 @@ class RunLog:
         good = [report for report in reports if not report.skipped]
         means = {
             name: sum(getattr(report, name) for report in good) / len(good)
-            for name in ("loss", "simple", "pruned", "ctc", "grad_norm")
+            for name in ("loss", *_PARTS, "grad_norm")
             if good
         }
         scalars = {f"train/{name}": value for name, value in means.items()}
@@ -91,7 +92,8 @@ class RunLog:
         loss, speed = means.get("loss", math.nan), interval.audio_hours_per_hour
         self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} audio h/h, lr {last.learning_rate:.1e}")
         eta = interval.step_seconds["max"] * (max_steps - last.step)
-        parts = ", ".join(f"{name} {means.get(name, math.nan):.3f}" for name in ("simple", "pruned", "ctc"))
+        shown = [name for name in _PARTS if name != "consistency" or means.get(name)]
+        parts = ", ".join(f"{name} {means.get(name, math.nan):.3f}" for name in shown)
         LOGGER.info(
             f"step {last.step}/{max_steps}: loss {loss:.4f} ({parts}), lr {last.learning_rate:.2e}, "
             f"gradient {means.get('grad_norm', math.nan):.2f}, {speed:.0f} audio hours/hour, "

@@ -80,10 +80,12 @@ def _headline(run: RunRecords) -> Iterator[tuple[str, str]]:
 
 def _curves(run: RunRecords) -> Iterator[str]:
     def series(name: str, key: str) -> Series:
-        return Series(name, [(step["step"], step[key]) for step in run.steps if not step["skipped"]])
+        return Series(name, [(step["step"], step[key]) for step in run.steps if key in step and not step["skipped"]])
 
     wer = Series("WER", [(step, 100 * wer) for step, wer in run.validations])
     parts = [series(name, key) for name, key in (("simple", "simple"), ("pruned", "pruned"), ("CTC", "ctc"))]
+    if any(step.get("consistency") for step in run.steps):
+        parts.append(series("consistency", "consistency"))
     nats = "nats an encoder frame"
     yield _grid(
         line_chart("Loss", [series("total", "loss")], unit=nats),

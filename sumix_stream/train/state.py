@@ -36,6 +36,7 @@ class TrainerState:
     epoch: int = 0
     batch: int = 0  # of the epoch, done by all processes together
     step_batches: int | None = None  # that all processes together take for a step; the epoch is drawn for it
+    plan: str | None = None  # names the batches of the epoch
     bad_steps: int = 0  # consecutive skipped updates up to now
     audio_seconds: float = 0.0  # trained on, over all processes
 

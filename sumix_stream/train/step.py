@@ -151,10 +151,10 @@ class _Parts:
     def loss(self) -> TransducerLoss:
         """The loss of the whole, as if computed in one piece; 0 when nothing fitted."""
         num_frames = self._num_frames()
-        each = [torch.cat(parts) for parts in zip(*(loss[1:5] for loss in self._losses), strict=True)]
+        each = [torch.cat(parts) for parts in zip(*(loss[1:6] for loss in self._losses), strict=True)]
         if not each:
             none = torch.zeros(0, device=self._fabric.device)
-            each = [none, none, none, none.bool()]
+            each = [none, none, none, none, none.bool()]
         weighted = sum((loss.total * loss.num_frames for loss in self._losses), torch.zeros_like(each[0].sum()))
         return TransducerLoss(weighted / num_frames.clamp(min=1), *each, num_frames)
 
@@ -240,6 +240,7 @@ def remedy(recipe: RecipeConfig) -> str:
     data, train = recipe.data, recipe.train
     choices = [f"data.max_duration (now {data.max_duration:g} s; raise train.accumulate, now {train.accumulate})"]
     choices.append(f"data.max_utterance (now {data.max_utterance:g} s)")
+    choices.append(f"data.max_lattice (now {data.max_lattice or 'without limit'})")
     choices.append(f"loss.prune_range (now {recipe.loss.prune_range})")
     half = "" if train.precision != "32-true" else "; or set train.precision to bf16-mixed"
     return f"To avoid it lower {', or '.join(choices)}{half}"

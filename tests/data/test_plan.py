@@ -98,6 +98,14 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
         assert drawn[a] != drawn[b] and len(together[a] & together[b]) < len(together[a]) / 10
 
 
+def test_the_fingerprint_names_the_batches():
+    lengths = corpus(400)
+    smaller = replace(CONFIG, max_duration=CONFIG.max_duration / 2)
+    plans = [plan_of(lengths, seed=2), plan_of(lengths, epoch=1), plan_of(corpus(401)), plan_of(lengths, smaller)]
+    names = {plan.fingerprint for plan in (plan_of(lengths), *plans)}
+    assert len(names) == 5 and plan_of(corpus(400)).fingerprint == plan_of(lengths).fingerprint
+
+
 def test_a_plan_does_not_change_between_versions():
     """Training that goes on with newer libraries must see the batches it would have seen."""
     config = DataConfig(max_duration=7.0, num_buckets=2, speed_perturb=(0.9, 1.1))

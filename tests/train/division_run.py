@@ -35,6 +35,9 @@ class Loader:
     def __init__(self, rank, world_size, hangs=False):
         self.rank, self.world_size, self.hangs = rank, world_size, hangs
 
+    def fingerprint(self, epoch):
+        return str(epoch)
+
     def epoch_batches(self, epoch, skip=0):
         for index in range(skip, 20 // self.world_size):
             number = index * self.world_size + self.rank

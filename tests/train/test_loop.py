@@ -240,6 +240,15 @@ def test_resume_names_what_changed(tmp_path):
     assert "the recipe has changed since: train.max_steps 2 -> 3" in (tmp_path / "train.log").read_text()
 
 
+def test_resume_says_that_the_data_has_changed(tmp_path):
+    said = "the batches of epoch 0 are others than before"
+    make(tmp_path, max_steps=2).fit()
+    make(tmp_path, max_steps=3).fit()
+    assert said not in (tmp_path / "train.log").read_text()
+    make(tmp_path, FakeLoader(cuts="others"), max_steps=5).fit()
+    assert (tmp_path / "train.log").read_text().count(said) == 1
+
+
 def test_finished_run_has_nothing_to_do(tmp_path):
     make(tmp_path, max_steps=2).fit()
     loader = FakeLoader()

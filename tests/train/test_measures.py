@@ -56,12 +56,13 @@ def test_the_slowest_of_several_processes_is_named():
 
     buffer, one = StepBuffer(Two()), torch.ones(3)
     next(buffer.timed(iter([0])))
-    loss = TransducerLoss(one.sum() / 3, one, 2 * one, one, one.bool(), torch.tensor(3))
+    loss = TransducerLoss(one.sum() / 3, one, 2 * one, one, 3 * one, one.bool(), torch.tensor(3))
     settings = {"grad_norm": one[0], "skipped": torch.tensor(False), "learning_rate": 1e-3, "context": "full"}
     time.sleep(0.01)
     buffer.add(1, [loss, loss], list("abcdef"), seconds=3.0, frames=(9, 12), **settings)
     (report,) = buffer.fetch()
     assert (report.loss, report.simple, report.pruned, report.seconds) == (1.0, 1.0, 2.0, 6.0)
+    assert (report.ctc, report.consistency) == (1.0, 3.0)
     interval = report.interval
     assert interval.slowest_rank == 1 and interval.padding_share == 0.25
     least, most = interval.step_seconds["min"], interval.step_seconds["max"]

@@ -67,7 +67,8 @@ class LimitedModel(FakeModel):
         each = (((self.outer(hidden).squeeze(-1) - feats.mean(-1) - 1) ** 2) * valid).sum(1)
         frames = (feat_lengths // 4).sum()  # encoder frames are fewer than feature frames, and not in proportion
         total = ((scales.simple + scales.pruned) * each).sum() / frames
-        return TransducerLoss(total, each, each, torch.zeros_like(each), feat_lengths > 0, frames)
+        zeros = torch.zeros_like(each)
+        return TransducerLoss(total, each, each, zeros, zeros, feat_lengths > 0, frames)
 
 
 def ragged_batch(*lengths):
@@ -113,6 +114,7 @@ def test_the_gradient_in_parts_is_that_of_the_whole(tmp_path, caplog, where, err
     message = caplog.records[-1].getMessage()
     assert f"done in {parts} part(s)" in message and "step 3: out of memory" in message
     assert "u2 0.16 s, 1 tokens; u0 0.12 s" in message and "data.max_duration (now 120 s" in message
+    assert "data.max_lattice (now " in message
 
 
 def test_an_utterance_that_does_not_fit_alone_is_left_out_by_id(tmp_path, caplog):
