@@ -108,7 +108,9 @@ class Trainer:
         self._accumulate = batches_per_process(config, self.fabric.world_size)
         self.model = model
         self.step_seconds = recipe.data.max_duration * self._accumulate * self.fabric.world_size
-        self.peak_rate = config.learning_rate or default_learning_rate(recipe.model.encoder.dim, self.step_seconds)
+        self.peak_rate = config.learning_rate or default_learning_rate(
+            recipe.model.encoder.dim, self.step_seconds, recipe.model.encoder.mixer
+        )
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
             self._contexts = ChunkSampler(recipe.chunks, config.seed)

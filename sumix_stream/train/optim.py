@@ -10,8 +10,10 @@ from sumix_stream.config import TrainConfig
 STEADY_SECONDS = 30.0  # of audio a step: the least that the default rate was tried with
 
 
-def default_learning_rate(encoder_dim: int, step_seconds: float) -> float:
-    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: 2e-3 for 144 channels.
+def default_learning_rate(encoder_dim: int, step_seconds: float, mixer: str = "summary") -> float:
+    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: for 144 channels 2e-3, with attention
+    7e-4. At 2e-3 attention's scores grow until each frame sees one other, and training stands still (five hours of
+    LibriSpeech, egs/librispeech/RESULTS.md; arXiv 2303.06296 describes it).
 
     It falls with the square root of the width, and below STEADY_SECONDS with that of the seconds: where a step's noise
     outweighs its gradient, the rate of adaptive optimisers goes with the square root of the batch (Malladi and others,
@@ -20,7 +22,8 @@ def default_learning_rate(encoder_dim: int, step_seconds: float) -> float:
     1.4e-3. The 2e-3 is tried with steps of 30 s (egs/digits, egs/mini) and 80 s (egs/librispeech, five hours);
     `bin/train --lr-find` measures what a recipe bears.
     """
-    return 2e-3 * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
+    peak = 7e-4 if mixer == "attention" else 2e-3
+    return peak * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
 
 
 def warmup_steps(config: TrainConfig, step_seconds: float) -> int:
