@@ -10,10 +10,12 @@ import pytest
 from conftest import ROOT
 
 DOOR = """
+import os
 import sys
 import _venv
 _venv.enter()
 print(sys.prefix, sys.argv[1:], sys.flags.dev_mode)
+print(os.environ.get("GOMP_SPINCOUNT"), file=sys.stderr)
 sys.exit(7)
 """
 
@@ -30,12 +32,12 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-def open_door(project: Path, installed: bool = True) -> subprocess.CompletedProcess:
+def open_door(project: Path, installed: bool = True, **environment: str) -> subprocess.CompletedProcess:
     # Two arguments and an interpreter option, from another folder; a base Python that has nothing installed.
     site = {"PYTHONPATH": str(project / "site")} if installed else {}
     command = [os.path.realpath(sys.executable), "-X", "dev", str(project / "bin" / "door"), "a b", "--c"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "_SUMIX"))}
-    return subprocess.run(command, capture_output=True, text=True, cwd=project.parent, env=clean | site)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "_SUMIX", "GOMP", "OMP"))}
+    return subprocess.run(command, capture_output=True, text=True, cwd=project.parent, env=clean | site | environment)
 
 
 def test_enters_the_environment(project: Path):
@@ -47,6 +49,15 @@ def test_enters_the_environment(project: Path):
 def test_stays_where_there_is_none(project: Path):
     done = open_door(project)
     assert (done.stdout.strip(), done.returncode) == (f"{sys.base_prefix} ['a b', '--c'] True", 7), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["default", "a number chosen", "a policy chosen"],
+)
+def test_threads_that_share_their_cores_do_not_spin_for_long(project: Path, environment: dict[str, str], spins: str):
+    assert open_door(project, **environment).stderr.split()[-1] == spins
 
 
 def test_does_not_loop_when_the_environment_is_not_one(project: Path):
