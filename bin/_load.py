@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--against", nargs="+", default=[], choices=("bundle", "sherpa"), help=against)
     add("--bundle", type=Path, help="sherpa-onnx bundle of the model and context; default: it is exported")
     add("--bound", type=float, help="seconds of p99 chunk latency that still count as real time; default one chunk")
-    told = "searches for the largest number of streams in real time; default %(default)s"
-    add("--repeats", type=int, default=3, help=told)
+    add("--repeats", default=3, type=int, help="searches for the most streams in real time; default 3, 0 = none")
     add("--most", default=1024, type=int, help="streams that the search does not go beyond; default 1024")
     add("--hostile", action="store_true", help="instead: the first of --clients with and without hostile ones beside")
     add("--packets", default="20,40,60,100", type=_milliseconds, help="ms of audio, in turn; default 20,40,60,100")
@@ -44,20 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, command: str) -> int:
     from sumix_stream.serve.load import commands
 
-    names = (
-        "model",
-        "out",
-        "clients",
-        "seconds",
-        "chunk",
-        "left_context",
-        "bundle",
-        "bound",
-        "most",
-        "repeats",
-        "hostile",
-    )
-    chosen = {name: getattr(args, name) for name in (*names, "packets", "cores", "threads", "seed")}
+    names = ("model", "out", "clients", "seconds", "chunk", "left_context", "bundle", "bound", "most", "hostile")
+    chosen = {name: getattr(args, name) for name in (*names, "repeats", "packets", "cores", "threads", "seed")}
     chosen |= {"audio": tuple(args.audio), "against": tuple(args.against)}
     try:
         request = commands.Request(**chosen, doors=Path(__file__).parent, plot=not args.no_plot, command=command)

@@ -33,7 +33,7 @@ def chunk_conv1d_step(
     half = check_taps(weight, bias, x, glu) // 2
     if history.shape != (B, half, D):
         raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
-    padding, whole = None, known_whole(lengths, num_frames)
+    whole = known_whole(lengths, num_frames)
     if not whole:
         padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
         x = x.masked_fill(padding, 0)

@@ -133,11 +133,7 @@ def _filled(x: Tensor) -> Tensor:
     """The rows of x (..., D) as a matrix (n, D), with zeros below up to a number of rows that others have too."""
     rows = x.reshape(-1, x.shape[-1])
     count = rows.shape[0]
-    step = _LARGE_STEP
-    for most, smaller in _STEPS:
-        if count <= most:
-            step = smaller
-            break
+    step = next((step for most, step in _STEPS if count <= most), _LARGE_STEP)
     surplus = -count % step
     return functional.pad(rows, (0, 0, 0, surplus)) if surplus else rows
 

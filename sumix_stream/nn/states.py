@@ -163,7 +163,7 @@ class StateRows:
 
     def join(self, rows: Sequence[Tensor]) -> Any:
         """The state of the streams whose rows these are."""
-        table, start = torch.stack(list(rows)), 0
+        table, start, batch_size = torch.stack(list(rows)), 0, len(rows)
 
         def column(part: Tensor) -> Tensor:
             nonlocal start
@@ -171,7 +171,6 @@ class StateRows:
             start = end + -end % self._ALIGNMENT
             return table[:, begin:end].view(part.dtype).view(batch_size, *part.shape[1:])
 
-        batch_size = table.shape[0]
         return map_states(column, self._like)
 
 

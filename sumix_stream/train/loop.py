@@ -8,7 +8,7 @@ without a word more between them.
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +28,7 @@ from sumix_stream.train import state as run_state
 from sumix_stream.train.agreement import Agreement
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
+from sumix_stream.train.epochs import Loader, endless_batches
 from sumix_stream.train.interrupt import Interrupts
 from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
@@ -38,20 +39,6 @@ from sumix_stream.train.run_page import RunPage, setting_changes, system_facts
 from sumix_stream.train.state import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
 from sumix_stream.train.trial import try_batches
-
-
-class Loader(Protocol):
-    """Batches of an epoch, fixed by (epoch, index); `skip` begins at a batch without reading any before."""
-
-    def epoch_batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
-
-    def fingerprint(self, epoch: int) -> str:
-        """Names the batches of an epoch: another one has others."""
-        ...
-
-    def worst_batches(self, number: int = 1) -> list[Batch]:
-        """Those that ask for the most memory."""
-        ...
 
 
 class Validation(Protocol):
@@ -163,7 +150,7 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> int | None:
         """Train to the end, or until a signal, which is returned; then all is saved."""
         config, state = self.config, self.state
-        batches = self._buffer.timed(self._batches())
+        batches = self._buffer.timed(endless_batches(self.loader, self.state, self.fabric.world_size))
         self.model.train()
         saved_at = time.monotonic()
         while state.step < config.max_steps:
@@ -254,23 +241,6 @@ class Trainer:
 
     def _context(self, step: int, batch_size: int) -> ChunkContext:
         return self._fixed_context if self._contexts is None else self._contexts.draw(step, batch_size)
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches without end, from where the state stands, which moves on with each."""
-        state = self.state
-        while True:
-            first, seconds, world = state.batch, 0.0, self.fabric.world_size
-            state.plan = self.loader.fingerprint(state.epoch)
-            for batch in self.loader.epoch_batches(state.epoch, skip=first // world):
-                state.batch = (batch.index + 1) * world
-                seconds += batch.seconds
-                yield batch
-            if state.batch == 0:
-                raise ValueError("the training set gives no batch: check data.train_cuts, and the utterances left out")
-            if state.epoch == 0 and first == 0:
-                count = state.batch // world
-                LOGGER.info(f"the first epoch had {seconds / 3600:.2f} hours in {count} batches for this process")
-            state.epoch, state.batch = state.epoch + 1, 0
 
     def _report(self) -> None:
         """Fetch and write the measures of the steps since the last time; stop a run that has diverged."""
@@ -386,11 +356,7 @@ class Trainer:
                     f"{state.epoch} is drawn anew, so in what is left of it utterances may come again or not at all; "
                     f"train.step_batches keeps the number whatever the processes"
                 )
-            elif state.batch and state.plan not in (None, self.loader.fingerprint(state.epoch)):
-                LOGGER.warning(
-                    f"the batches of epoch {state.epoch} are others than before: cuts of data.train_cuts, or settings "
-                    f"of data, have changed; in what is left of it utterances may come again or not at all"
-                )
+                state.plan = None  # others are expected
         changes = [] if saved_recipe is None else list(setting_changes(saved_recipe, to_dict(self.recipe)))
         for change in changes:
             LOGGER.info(f"the recipe has changed since: {change}")

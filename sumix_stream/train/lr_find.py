@@ -20,7 +20,8 @@ from sumix_stream.config import RecipeConfig
 from sumix_stream.data.batches import Batch
 from sumix_stream.model.checkpoint import write_text_atomically
 from sumix_stream.train.chart import Series, line_chart
-from sumix_stream.train.loop import DivergenceError, Loader, Trainer
+from sumix_stream.train.epochs import Loader
+from sumix_stream.train.loop import DivergenceError, Trainer
 from sumix_stream.train.metrics import METRICS
 from sumix_stream.train.page import page
 

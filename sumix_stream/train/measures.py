@@ -117,7 +117,9 @@ class StepBuffer:
             )
         ]
         flags = [
-            torch.stack([~sum(loss[1:5]).detach().isfinite(), ~loss.has_path])  # each part of each utterance's loss
+            torch.stack(
+                [~(loss.simple + loss.pruned + loss.ctc + loss.consistency).detach().isfinite(), ~loss.has_path]
+            )
             for loss in losses
         ]
         values = [*sums, grad_norm, skipped]

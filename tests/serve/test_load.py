@@ -244,7 +244,7 @@ def test_the_largest_number_is_found(limit, start):
 
 
 class Holds:
-    """A contender that holds so many streams, fewer each time that it is asked for the first number again."""
+    """A contender that holds so many streams, and is its own server."""
 
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit, self.dialect, self.server, self.asked = name, limit, None, self, []
@@ -384,6 +384,8 @@ def test_audio_is_made_to_fit(tmp_path):
         ({"against": ("kaldi",)}, "--against"),
         ({"bundle": ROOT}, "--bundle"),
         ({"bound": 0.0}, "--bound"),
+        ({"most": 0}, "--most"),
+        ({"repeats": -1}, "--repeats"),
         ({"threads": 0}, "--threads"),
         ({"seconds": 0.0}, "seconds"),
         ({"packets": (2.0,)}, "packets"),

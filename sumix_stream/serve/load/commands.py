@@ -66,6 +66,8 @@ class Request:
             raise ValueError("--bundle is what --against uses: name bundle, sherpa or both there")
         if self.bound is not None and not self.bound > 0:
             raise ValueError(f"--bound must be above 0 s, got {self.bound} s")
+        if self.most < 1:
+            raise ValueError(f"--most must be at least 1, got {self.most}")
         if self.repeats < 0:
             raise ValueError(f"--repeats must be at least 0, got {self.repeats}")
         if self.threads is not None and self.threads < 1:

@@ -84,8 +84,8 @@ def searching(start: int, most: int) -> Generator[int, bool, int]:
     held, and returns the largest that was; 0 for none.
 
     From `start` by quarters up or down to the first change, then by bisection. Every answer is taken as it is, and no
-    number is tried twice; the result is within a sixteenth of a number that is not held. Numbers above `most` are not
-    tried.
+    number is tried twice; the result is within a sixteenth of a number that is not held, or of `most`, above which
+    none is tried.
     """
     low, high = 0, most + 1
     number = min(max(1, start), most)
@@ -100,8 +100,6 @@ def searching(start: int, most: int) -> Generator[int, bool, int]:
             number = min(high - 1, high * 4 // 5)
         else:
             number = (low + high) // 2
-        if not low < number < high:
-            break
     return low
 
 
