@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--audio", nargs="+", default=[], type=Path, help="recordings or cut manifests; default synthetic speech")
     add("--chunk", default="640ms", help="chunk size: a duration (640ms, 0.64s) or encoder frames (16); default 640ms")
     add("--left-context", default=4, type=_search.left_context, help="chunks seen before its own, or unlimited; 4")
-    against = "the same load on: bundle = our server with the exported model, sherpa = the stock sherpa-onnx server"
-    add("--against", nargs="+", default=[], choices=("bundle", "sherpa"), help=against)
+    against = "the same load on: bf16 = our server with --precision bf16, bundle = with the exported model"
+    against += ", sherpa = the stock sherpa-onnx server"
+    add("--against", nargs="+", default=[], choices=("bf16", "bundle", "sherpa"), help=against)
     add("--bundle", type=Path, help="sherpa-onnx bundle of the model and context; default: it is exported")
     add("--bound", type=float, help="seconds of p99 chunk latency that still count as real time; default one chunk")
     add("--repeats", default=3, type=int, help="searches for the most streams in real time; default 3, 0 = none")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sumix_stream.decode.options import SearchOptions
+    from sumix_stream.decode.recognizer import Recognizer
     from sumix_stream.decode.streaming import StreamingRecognizer
     from sumix_stream.tokenizer import Tokenizer
 
 
 AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
+PRECISION = "of the encoder's products; bf16 needs a CPU with instructions for it, and saves a third; default fp32"
 
 
 def left_context(text: str) -> int | str | None:
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The device, and the search's as a group."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--average", help=AVERAGE)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help=PRECISION)
     add = parser.add_argument_group("search").add_argument
     add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
     add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")
@@ -35,9 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
 
 
-def average_suffix(args: argparse.Namespace) -> str:
-    """What the name of a report's folder says of --average."""
-    return "" if args.average is None else f"-average-{args.average}"
+def report_suffix(args: argparse.Namespace) -> str:
+    """What the name of a report's folder says of --average and --precision."""
+    average = "" if args.average is None else f"-average-{args.average}"
+    return average if args.precision == "fp32" else f"{average}-{args.precision}"
+
+
+def recognizer(args: argparse.Namespace, path: str) -> Recognizer:
+    """The model at a path, as the arguments say."""
+    from sumix_stream import load
+
+    return load(path, args.device, args.average, args.precision)
 
 
 def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
@@ -64,10 +75,9 @@ def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 
 
 def streaming_recognizer(args: argparse.Namespace) -> StreamingRecognizer:
     """What bin/serve's arguments say; its worker processes call this too."""
-    from sumix_stream import load
     from sumix_stream.decode.endpoint import Endpointing
 
-    model = load(args.model, args.device, args.average)
+    model = recognizer(args, args.model)
     search = search_options(args, model.tokenizer)
     rules = Endpointing.sherpa(*args.endpoint, args.reset_predictor)
     return model.streaming(args.chunk, args.left_context, search=search, endpointing=rules)

@@ -32,15 +32,23 @@ Chunk = str | int | ChunkContext
 WHOLE = ("full", None)  # chunk and left context of a whole utterance
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu", average: int | str | None = None) -> "Recognizer":
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    average: int | str | None = None,
+    precision: str = "fp32",
+) -> "Recognizer":
     """Load an experiment directory (its best checkpoint, else its last), one checkpoint, or an exported ONNX bundle.
 
     Args:
         average: of weights: of the last so many checkpoints (5), of the best ("best5"), or "none": without the running
             average that is otherwise used where training kept one. See sumix_stream.model.averaging.
+        precision: fp32, or bf16: of the factors of the encoder's products, on a CPU that has instructions for it. See
+            sumix_stream.nn.packed.
 
     No pickled code is run. Raises ValueError naming the path for one that is missing or damaged, for a device that is
-    not there, for a bundle anywhere but on the CPU, and for checkpoints that cannot be averaged.
+    not there, for a bundle anywhere but on the CPU, for checkpoints that cannot be averaged, and for a precision that
+    is not to be had.
     """
     device = _check_device(device)
     if is_bundle(path):
@@ -48,10 +56,13 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu", average: i
             raise ValueError(f"{path} is a bundle, which runs on the CPU, not on {device}: load the checkpoint there")
         if average is not None:
             raise ValueError(f"{path} is a bundle, whose weights are fixed: leave average out")
+        if precision != "fp32":
+            raise ValueError(f"{path} is a bundle, whose arithmetic is fixed: leave precision out")
         bundle = open_bundle(path)
         return Recognizer(ExportedModel(bundle), load_tokenizer(bundle))
     model, tokenizer = load_model(path) if average is None else load_averaged(path, average)
-    return Recognizer(model.to(device), tokenizer)
+    model = model.to(device)
+    return Recognizer(model if precision == "fp32" else pack(model.eval(), precision), tokenizer)
 
 
 class Recognizer:

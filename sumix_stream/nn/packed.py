@@ -7,6 +7,10 @@ channels-last. And what the front end makes of a few streams stays in the caches
 
 oneDNN compiles a kernel for each shape that it meets and keeps the last thousand, 256 KiB each. Batches of streams have
 all sizes, so rows are filled up to one of a few numbers. Results differ by rounding alone.
+
+In bf16 the encoder's products take bfloat16 factors and sum in fp32, where a processor has instructions for it
+(AVX512_BF16, AMX): half of the time, and half of the weights to fetch. All between the products stays in fp32, as do
+predictor and joiner. A row's products do not depend on the other rows, in either type.
 """
 
 from __future__ import annotations
@@ -32,18 +36,19 @@ _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # of torch.compile
 _ROWS = 256  # frames that the packing expects; it serves other numbers as well
 _STEPS = ((128, 8), (512, 32))  # numbers of rows up to the first are filled up to a multiple of the second
 _LARGE_STEP = 64
+PRECISIONS = ("fp32", "bf16")
 BATCH_SIZES = (*range(1, 8), *range(8, 32, 2), *range(32, 65, 4))  # streams of a step that need no filling up
 
 
 class PackedLinear(nn.Linear):
-    """A Linear whose weights lie packed for oneDNN besides. Under gradients, or in another type, a plain one."""
+    """A Linear whose weights lie packed for oneDNN besides. Under gradients, or of another type, a plain one."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         with torch.no_grad():
-            self._packed = _reorder(linear.weight)
+            self._packed = _reorder(linear.weight, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if not _is_for_packed(x):
@@ -54,19 +59,23 @@ class PackedLinear(nn.Linear):
 class PackedFeedForward(FeedForward):
     """A FeedForward of two calls: SiLU and the residual sum are done while the products are in the caches."""
 
-    def __init__(self, branch: FeedForward) -> None:
+    def __init__(self, branch: FeedForward, dtype: torch.dtype = torch.float32) -> None:
         nn.Sequential.__init__(self, *branch)
         with torch.no_grad():
             _, enter, _, _, leave, _ = self
-            self._enter, self._enter_bias = _reorder(enter.weight), enter.bias.detach()
-            self._leave, self._leave_bias = _reorder(0.5 * leave.weight), 0.5 * leave.bias
+            self._enter, self._enter_bias = _reorder(enter.weight, dtype), enter.bias.detach()
+            self._leave, self._leave_bias = _reorder(0.5 * leave.weight, dtype), 0.5 * leave.bias
 
     def add_half(self, x: Tensor) -> Tensor:
         if not _is_for_packed(x):
             return super().add_half(x)
         rows = _filled(x)
-        wide = torch.ops.mkldnn._linear_pointwise(self[0](rows), self._enter, self._enter_bias, "swish", [], "")
-        rows = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, self._leave, self._leave_bias, "add")
+        within = self[0](rows).to(self._enter.dtype)
+        wide = torch.ops.mkldnn._linear_pointwise(within, self._enter, self._enter_bias, "swish", [], "")
+        if wide.dtype == rows.dtype:
+            rows = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, self._leave, self._leave_bias, "add")
+        else:  # the sum would be rounded to the products' type
+            rows = rows + torch.ops.mkldnn._linear_pointwise(wide, self._leave, self._leave_bias, "none", [], "")
         return rows[: x.numel() // x.shape[-1]].view_as(x)
 
 
@@ -116,8 +125,15 @@ class PackedPredictor(LstmPredictor):
         return x, PredictorState(*(torch.stack(parts, 1) for parts in zip(*after, strict=True)))
 
 
-def _reorder(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+def has_bf16_products() -> bool:
+    """Whether this processor multiplies bfloat16 by instructions of its own; oneDNN would imitate them slowly."""
+    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = can.get("architecture") != "x86_64" or can.get("avx512_bf16") or can.get("amx_bf16")
+    return bool(native) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
+
+
+def _reorder(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), _ROWS)
 
 
 def _is_for_packed(x: Tensor) -> bool:
@@ -125,8 +141,8 @@ def _is_for_packed(x: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = torch.ops.mkldnn._linear_pointwise(_filled(x), weight, bias, "none", [], "")
-    return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
+    y = torch.ops.mkldnn._linear_pointwise(_filled(x).to(weight.dtype), weight, bias, "none", [], "")
+    return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def _filled(x: Tensor) -> Tensor:
@@ -138,24 +154,43 @@ def _filled(x: Tensor) -> Tensor:
     return functional.pad(rows, (0, 0, 0, surplus)) if surplus else rows
 
 
-def pack(module: Module) -> Module:
+def pack(module: Module, precision: str = "fp32") -> Module:
     """A copy for inference with packed weights beside the module's own, which both share; later changes of these are
-    not seen. The module itself where that is not to be had: on another device than a CPU, in another type, or in a
-    PyTorch without oneDNN or these operators of it.
+    not seen. In fp32 the module itself where that is not to be had: on another device than a CPU, in another type, or
+    in a PyTorch without oneDNN or these operators of it.
+
+    Args:
+        module: packed already: itself, whatever its precision.
+        precision: fp32, or bf16: of the factors of the encoder's products.
+    Raises:
+        ValueError: for bf16 on another device than a CPU, and on a CPU without such products.
     """
+    if any(isinstance(part, PackedLinear) for part in module.modules()):
+        return module
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     like = next(module.parameters())
     here = like.device.type == "cpu" and like.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if not here or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+    here = here and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    if precision == "bf16" and not (here and has_bf16_products()):
+        raise ValueError(
+            f"precision bf16 needs a CPU with bfloat16 products (AVX512_BF16 or AMX), which {like.device} here is not: "
+            "use fp32"
+        )
+    if not here:
         return module
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     packed = deepcopy(module, shared)
+    encoders = [part for part in packed.modules() if isinstance(part, ConformerEncoder)]
+    of_encoders = {part for encoder in encoders for part in encoder.modules()}
     for parent in list(packed.modules()):
+        dtype = torch.bfloat16 if precision == "bf16" and parent in of_encoders else torch.float32
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 if not isinstance(parent, FeedForward):  # which has packed its own
-                    setattr(parent, name, PackedLinear(child))
+                    setattr(parent, name, PackedLinear(child, dtype))
             elif type(child) is FeedForward:
-                setattr(parent, name, PackedFeedForward(child))
+                setattr(parent, name, PackedFeedForward(child, dtype))
             elif type(child) is LstmPredictor:
                 setattr(parent, name, PackedPredictor(child))
             elif isinstance(child, ConformerEncoder):

@@ -17,6 +17,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from talkative import VOCAB_SIZE, sound, talkative_model
 
 from sumix_stream.model.checkpoint import save_model
+from sumix_stream.nn.packed import has_bf16_products
 from sumix_stream.tokenizer import train_tokenizer
 
 
@@ -229,3 +230,12 @@ def test_average_is_said_in_the_report_and_refused_when_there_are_too_few(door, 
     assert code == 2 and "asks for 2 validated checkpoints, 0 are" in err and "train.keep_best 2" in err
     code, _, err = door("decode", exp / "0.wav", "--average", "all")
     assert code == 2 and "must be a number of checkpoints (5), best5 or none, got 'all'" in err
+
+
+def test_bf16_is_said_in_the_report_or_refused(door, exp):
+    code, _, err = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--precision", "bf16")
+    if has_bf16_products():
+        report = exp / "decode" / "test-chunk16-left4-bf16" / "report.json"
+        assert code == 0 and report.is_file()
+    else:
+        assert code == 2 and "use fp32" in err

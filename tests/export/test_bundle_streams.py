@@ -166,6 +166,13 @@ def test_the_server_serves_a_bundle(bundle, sounds):
     run(clients)
 
 
+@pytest.mark.parametrize("chosen", [{"average": 5}, {"precision": "bf16"}, {"device": "meta"}])
+def test_what_a_bundle_has_fixed_is_refused(chosen, bundle):
+    folder = bundle("sherpa-onnx", "fast", FINITE)
+    with pytest.raises(ValueError, match=f"{folder.name} is a bundle, .*({next(iter(chosen))} out|CPU)"):
+        sx.load(folder, **chosen)
+
+
 def test_the_context_is_the_bundle_s_and_another_is_refused(bundle):
     exported = sx.load(bundle("sherpa-onnx", "fast", FINITE))
     for given in ((), ("320ms",), (8, 2), ("default", 2), (FINITE,)):

@@ -9,8 +9,9 @@ from sumix_stream.config import ModelConfig, PredictorConfig
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.packed import PackedLinear, PackedPredictor, pack
+from sumix_stream.nn.packed import PackedLinear, PackedPredictor, has_bf16_products, pack
 
+needs_bf16 = pytest.mark.skipif(not has_bf16_products(), reason="this processor has no bfloat16 products")
 CONTEXT = ChunkContext(8, 2)
 WINDOW = 32
 
@@ -120,3 +121,58 @@ def test_every_batch_size_gives_what_each_stream_gets_alone():
             while recognizer.decode([alone]):
                 pass
             assert streams[n].emissions.tokens == alone.emissions.tokens and streams[n].num_encoded == alone.num_encoded
+
+
+def _two_chunks(encoder, feats: torch.Tensor) -> torch.Tensor:
+    state, outs = encoder.init_state(len(feats), CONTEXT), []
+    for part in feats.split(WINDOW, 1):
+        out, _, state = encoder.step(part, torch.full((len(feats),), WINDOW), state)
+        outs.append(out)
+    return torch.cat(outs, 1)
+
+
+@needs_bf16
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.inference_mode()
+def test_bf16_is_the_model_but_for_its_rounding(mixer):
+    """Eight bits of each factor are kept: errors of a step are a hundredth of the frames' size, and not zero."""
+    torch.manual_seed(0)
+    model = talkative_model(mixer)
+    feats = torch.randn(5, 2 * WINDOW, 80)
+    expected, out = (_two_chunks(each.encoder, feats) for each in (model, pack(model, "bf16")))
+    error = ((out - expected).square().mean() / expected.square().mean()).sqrt()
+    assert out.dtype == torch.float32 and 1e-4 < error < 2e-2
+
+
+@needs_bf16
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.inference_mode()
+def test_bf16_rows_do_not_depend_on_their_batch(mixer):
+    torch.manual_seed(0)
+    encoder = pack(talkative_model(mixer), "bf16").encoder
+    feats = torch.randn(41, 2 * WINDOW, 80)
+    alone = _two_chunks(encoder, feats[:1])
+    for count in (2, 7, 41):
+        torch.testing.assert_close(_two_chunks(encoder, feats[:count])[:1], alone, atol=1e-5, rtol=0)
+
+
+@needs_bf16
+def test_bf16_is_of_the_encoder_alone():
+    model = talkative_model()
+    packed = pack(model, "bf16")
+    assert pack(packed) is packed, "packed once"
+    with torch.inference_mode():
+        enc, pred = torch.randn(3, 5, 32), torch.randn(3, 5, 24)
+        torch.testing.assert_close(packed.joiner(enc, pred), model.joiner(enc, pred), atol=1e-4, rtol=1e-5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, packed.state_dict()[name]), name
+
+
+def test_bf16_is_refused_where_it_is_not_to_be_had(monkeypatch):
+    with pytest.raises(ValueError, match="fp32, bf16"):
+        pack(nn.Linear(2, 2), "fp16")
+    with pytest.raises(ValueError, match="needs a CPU with bfloat16 products .*: use fp32"):
+        pack(nn.Linear(2, 2, device="meta"), "bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": False})
+    with pytest.raises(ValueError, match="bfloat16 products"):
+        pack(nn.Linear(2, 2), "bf16")

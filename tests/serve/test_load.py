@@ -383,6 +383,7 @@ def test_audio_is_made_to_fit(tmp_path):
         ({"clients": (0,)}, "--clients"),
         ({"against": ("kaldi",)}, "--against"),
         ({"bundle": ROOT}, "--bundle"),
+        ({"bundle": ROOT, "against": ("bf16",)}, "--bundle"),
         ({"bound": 0.0}, "--bound"),
         ({"most": 0}, "--most"),
         ({"repeats": -1}, "--repeats"),

@@ -21,7 +21,7 @@ from sumix_stream.serve.load.dialects import Dialect, Ours, Stock
 from sumix_stream.serve.load.hostile import hostile_rows
 from sumix_stream.serve.load.servers import NEVER, ServerProcess, check_cores, pinned, start_ours, start_stock
 
-AGAINST = ("bundle", "sherpa")
+AGAINST = ("bf16", "bundle", "sherpa")
 _FLOOD = 24  # streams at once, to find out what a server can do at most
 _PRESETS = ("tiny", "small", "medium", "large")
 
@@ -61,8 +61,8 @@ class Request:
         if not self.clients or min(self.clients) < 1 or list(self.clients) != sorted(set(self.clients)):
             raise ValueError(f"--clients must be ascending numbers of 1 or more, such as 8,16,32, got {self.clients}")
         if unknown := [name for name in self.against if name not in AGAINST]:
-            raise ValueError(f"--against must be one or both of {', '.join(AGAINST)}, got {unknown[0]!r}")
-        if self.bundle is not None and not self.against:
+            raise ValueError(f"--against must be some of {', '.join(AGAINST)}, got {unknown[0]!r}")
+        if self.bundle is not None and not {"bundle", "sherpa"} & set(self.against):
             raise ValueError("--bundle is what --against uses: name bundle, sherpa or both there")
         if self.bound is not None and not self.bound > 0:
             raise ValueError(f"--bound must be above 0 s, got {self.bound} s")
@@ -193,9 +193,11 @@ class Setup:
     def start(self, name: str, utterances: Sequence[np.ndarray], say: Say) -> tuple[ServerProcess, Dialect, str]:
         """A server, how it is spoken to, and its settings."""
         room = str(4 * self.request.most)
-        if name == "ours":
-            about = f"PyTorch, {self.threads} threads, --workers {self.workers}"
-            return self.serve(name, self.model, "--max-streams", room), self.ours, about
+        if name in ("ours", "bf16"):
+            precision = "fp32" if name == "ours" else name
+            about = f"our server, PyTorch, {self.threads} threads, --workers {self.workers}, --precision {precision}"
+            options = ("--max-streams", room, "--precision", precision)
+            return self.serve(name, self.model, *options), self.ours, about
         if name == "bundle":
             server = self.serve(name, str(self.bundle), "--max-streams", room)
             about = f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
