@@ -10,7 +10,7 @@ all sizes, so rows are filled up to one of a few numbers. Results differ by roun
 
 In bf16 the encoder's products take bfloat16 factors and sum in fp32, where a processor has instructions for it
 (AVX512_BF16, AMX): half of the time, and half of the weights to fetch. All between the products stays in fp32, as do
-predictor and joiner. A row's products do not depend on the other rows, in either type.
+predictor and joiner. With AVX-512 a stream's frames are the same bits whatever batch it is in, in either type.
 """
 
 from __future__ import annotations
@@ -77,6 +77,24 @@ class PackedFeedForward(FeedForward):
         else:  # the sum would be rounded to the products' type
             rows = rows + torch.ops.mkldnn._linear_pointwise(wide, self._leave, self._leave_bias, "none", [], "")
         return rows[: x.numel() // x.shape[-1]].view_as(x)
+
+
+class PackedConv2d(nn.Conv2d):
+    """A Conv2d that is always oneDNN's: PyTorch takes another for one small image, so that a stream alone would be
+    rounded otherwise than among others. Its weights are channels-last, which `contiguous` would not do to the strides
+    of one input channel."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(conv.__dict__)
+        weight = conv.weight.detach().clone().to(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _is_for_packed(x):
+            return super().forward(x)
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *shape)
 
 
 class PackedSubsampling(ConvSubsampling):
@@ -199,8 +217,6 @@ def pack(module: Module, precision: str = "fp32") -> Module:
                 child.packed = True
             elif type(child) is ConvSubsampling:
                 setattr(parent, name, PackedSubsampling(child))
-            elif isinstance(child, nn.Conv2d):
-                # `contiguous` would leave the strides of one input channel as they are.
-                weight = child.weight.detach().clone().to(memory_format=torch.channels_last)
-                child.weight = nn.Parameter(weight, requires_grad=False)
+            elif type(child) is nn.Conv2d:
+                setattr(parent, name, PackedConv2d(child))
     return packed

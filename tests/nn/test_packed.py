@@ -144,16 +144,19 @@ def test_bf16_is_the_model_but_for_its_rounding(mixer):
     assert out.dtype == torch.float32 and 1e-4 < error < 2e-2
 
 
-@needs_bf16
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize("mixer", MIXERS)
 @torch.inference_mode()
-def test_bf16_rows_do_not_depend_on_their_batch(mixer):
+def test_frames_are_the_same_bits_in_every_batch(mixer, precision):
+    """In bf16 a last bit that depended on the batch would now and then move a factor by a two hundredth. oneDNN's
+    products for AVX2 alone have such last bits."""
+    atol = 0.0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 1e-5
     torch.manual_seed(0)
-    encoder = pack(talkative_model(mixer), "bf16").encoder
+    encoder = pack(talkative_model(mixer), precision).encoder
     feats = torch.randn(41, 2 * WINDOW, 80)
-    alone = _two_chunks(encoder, feats[:1])
-    for count in (2, 7, 41):
-        torch.testing.assert_close(_two_chunks(encoder, feats[:count])[:1], alone, atol=1e-5, rtol=0)
+    among_all = _two_chunks(encoder, feats)
+    for count in (1, 2, 3, 7, 8, 9, 17):
+        torch.testing.assert_close(_two_chunks(encoder, feats[:count]), among_all[:count], atol=atol, rtol=0)
 
 
 @needs_bf16
