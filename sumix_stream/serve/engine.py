@@ -18,9 +18,6 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
 
-_DUTY = 0.7  # the part of its time that a thread spends in rounds, while longer pauses can make it so
-_PERIOD_CHUNKS = 1 / 6  # of a chunk's length: between the beginnings of two rounds a pause makes no more pass
-
 _log = logging.getLogger(__name__)
 
 
@@ -133,9 +130,6 @@ class Engine:
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
-        self._began = self._took = 0.0  # when the last round did, and its seconds
-        timebase, chunk_size = recognizer.model.timebase, recognizer.context.chunk_size
-        self._period = _PERIOD_CHUNKS * timebase.encoder_frame_time(chunk_size)
         self._sessions: dict[Session, None] = {}  # in order of arrival
         self._thread = threading.Thread(target=self._run, name="recognition", daemon=True)
 
@@ -183,20 +177,11 @@ class Engine:
                 self._wake.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     return
-            self._paced_round()
-
-    def _paced_round(self) -> None:
-        """A round after a pause for more streams to be ready, the longer, the longer the last one took. What a round
-        costs besides its streams is then spread over more of them as load rises, and others get at the cores."""
-        time.sleep(max(0.0, self._began + min(self._took / _DUTY, self._period) - time.monotonic()))
-        with self.lock:
-            self._work = False
-        self._began = time.monotonic()
-        if self._round():
-            self.wake()
-        if self._after_round is not None:
-            self._after_round()
-        self._took = time.monotonic() - self._began
+                self._work = False
+            if self._round():
+                self.wake()
+            if self._after_round is not None:
+                self._after_round()
 
     def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""

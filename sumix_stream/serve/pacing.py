@@ -8,11 +8,12 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-_PACE_SECONDS = 0.005
+_SHARE = 0.2  # of its time that the loop is awake, while shorter pauses can make it so
+_SHORTEST, _LONGEST = 0.001, 0.005  # seconds between wakings
 
 
 class PacedSelector(selectors.DefaultSelector):
-    """Wakes at most every five milliseconds, so that timers and packets may be so late.
+    """Wakes every one to five milliseconds, the more seldom the longer it took the last time; timers may be so late.
 
     Hundreds of streams bring thousands of packets a second. Woken for each, a process would spend more on waking, and
     on taking the processor from recognition and giving it back, than on the packets. What comes after a quiet moment is
@@ -26,7 +27,8 @@ class PacedSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
-        rest = self._woken + _PACE_SECONDS - time.monotonic()
+        now = time.monotonic()
+        rest = self._woken + min(_LONGEST, max(_SHORTEST, (now - self._woken) / _SHARE)) - now
         if rest > 0:
             time.sleep(rest)
             timeout = None if timeout is None else max(0.0, timeout - rest)

@@ -34,7 +34,7 @@ from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
-_GATHER_SECONDS = 0.001  # that messages wait for others, to go to a worker together
+_GATHER_SECONDS = 0.0003  # that messages wait for others, to go to a worker together
 _RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
 _SOUND_SECONDS = 60.0
 _NICENESS = 3  # where cores are few the network goes first: packets that lie unread delay every stream
