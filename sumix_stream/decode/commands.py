@@ -50,7 +50,7 @@ def score_streaming(
     """Decode a manifest as live streams; print figures and write the report."""
     with _progress(load_cuts(manifest)) as (cuts, advance):
         evaluation = streaming_wer(
-            recognizer.model,
+            recognizer.packed,
             recognizer.tokenizer,
             read_valid(cuts),
             context,
@@ -73,7 +73,7 @@ def score_masked(
     """Decode a manifest in whole utterances; print figures and write the report."""
     with _progress(load_cuts(manifest)) as (cuts, advance):
         evaluation = masked_wer(
-            recognizer.model,
+            recognizer.packed,
             recognizer.tokenizer,
             read_valid(cuts),
             context,
@@ -92,7 +92,7 @@ def print_text(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Print the text of each file, with `times` one word a line at its time, and what else the n-best list holds."""
-    model, tokenizer = recognizer.model, recognizer.tokenizer
+    model, tokenizer = recognizer.packed, recognizer.tokenizer
     frame_seconds = model.timebase.encoder_frame_seconds
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
@@ -120,7 +120,7 @@ def print_live(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Print words as they come: how much has been heard, then each new word after its own time."""
-    streaming = recognizer.streaming(context, search=make_search(recognizer.model, options))
+    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options))
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
         model_rate = recognizer.model.timebase.sample_rate
@@ -140,7 +140,7 @@ def play_long(
 ) -> int:
     """Play a manifest into one stream, cut by endpoints at which the predictor starts afresh; print what it did."""
     endpointing = Endpointing.sherpa(reset_predictor=True)
-    streaming = recognizer.streaming(context, search=make_search(recognizer.model, options), endpointing=endpointing)
+    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options), endpointing=endpointing)
     print(long_form(recognizer, streaming, read_valid(load_cuts(manifest)), minutes).summary())
     return 0
 

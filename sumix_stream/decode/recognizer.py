@@ -125,7 +125,7 @@ class Recognizer:
         else:
             samples, sample_rate = read_audio(audio)
         samples = resample(samples, sample_rate, self.model.timebase.sample_rate)
-        return transcribe_batch(self.model, self.tokenizer, [samples], context, search)[0]
+        return transcribe_batch(self.packed, self.tokenizer, [samples], context, search)[0]
 
     def stream(
         self, chunk: Chunk = DEFAULT, left_context: int | str | None = DEFAULT, *, search: SearchOptions = GREEDY
@@ -148,15 +148,15 @@ class Recognizer:
         """A recogniser of many streams, with its own latency, search and endpoints. Raises ValueError as `stream`."""
         context = self.context(chunk, left_context)
         if isinstance(search, SearchOptions):
-            search = make_search(self._packed, search)
+            search = make_search(self.packed, search)
         slots = self.model.device.type == "cuda"  # where a step by itself costs more in launches than in work
         return StreamingRecognizer(
-            self._packed, self.tokenizer, context, search=search, endpointing=endpointing, slots=slots
+            self.packed, self.tokenizer, context, search=search, endpointing=endpointing, slots=slots
         )
 
     @cached_property
-    def _packed(self) -> Transducer | ExportedModel:
-        """The model as streams run it: on a CPU with packed weights, which later changes of the model do not reach."""
+    def packed(self) -> Transducer | ExportedModel:
+        """The model as it recognises: on a CPU with packed weights, which later changes of the model do not reach."""
         return pack(self.model) if isinstance(self.model, Transducer) else self.model
 
     def decode_streams(self, streams: Sequence[Stream]) -> int:
