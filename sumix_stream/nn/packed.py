@@ -99,7 +99,7 @@ class PackedFeedForward(FeedForward):
 
 class PackedLayer(ConformerLayer):
     """A ConformerLayer whose steps of whole chunks keep the frames of all streams as the rows of one matrix, and give
-    each operator nothing but these: in a small batch the way to the operators takes as long as half of the products.
+    each operator nothing but these: of one stream, a tenth less time.
 
     Of a packed layer with SummaryMixing, variant fast. The same operators in the same order: the same bits.
     """
