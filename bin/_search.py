@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
-PRECISION = "of the encoder's products; bf16 needs a CPU with instructions for it, and saves a third; default fp32"
+PRECISION = "of the encoder's products; bf16 is quicker and needs a CPU with AVX512_BF16 or AMX; default fp32"
 
 
 def left_context(text: str) -> int | str | None:

@@ -79,16 +79,6 @@ def readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
-def check_lengths_of_step(lengths: Tensor, x: Tensor) -> tuple[Tensor, bool]:
-    """As `check_lengths`, and as `known_whole`, by one look."""
-    if not readable(lengths) or lengths.shape != x.shape[:1] or lengths.dtype != torch.int64:
-        return check_lengths(lengths, x), known_whole(lengths, x.shape[1])
-    values = lengths.tolist()
-    if not 0 <= min(values) <= max(values) <= x.shape[1]:
-        check_lengths(lengths, x)  # which says what is wrong
-    return lengths.to(x.device, non_blocking=True), min(values) >= x.shape[1]
-
-
 def known_whole(lengths: Tensor, num_frames: int) -> bool:
     """Whether it is known on the host, at no cost, that no frame is padding: masks can be left out."""
     return readable(lengths) and int(lengths.min()) >= num_frames

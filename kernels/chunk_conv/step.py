@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sumix_kernels.arguments import check_frames, check_lengths_of_step
+from sumix_kernels.arguments import check_frames, check_lengths, known_whole
 from sumix_kernels.chunk_conv.op import check_taps
 
 
@@ -29,10 +29,11 @@ def chunk_conv1d_step(
     """
     B, num_frames, width = check_frames(x)
     D = width // 2 if glu else width
-    lengths, whole = check_lengths_of_step(lengths, x)
+    lengths = check_lengths(lengths, x)
     half = check_taps(weight, bias, x, glu) // 2
     if history.shape != (B, half, D):
         raise ValueError(f"history must be (B, k//2, D) = {(B, half, D)}, got {tuple(history.shape)}")
+    whole = known_whole(lengths, num_frames)
     if not whole:
         padding = (torch.arange(num_frames, device=x.device) >= lengths[:, None])[:, :, None]
         x = x.masked_fill(padding, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sumix_kernels import backend as backends
-from sumix_kernels.arguments import check_frames, check_lengths_of_step
+from sumix_kernels.arguments import check_frames, check_lengths, known_whole
 
 
 class SummaryState(NamedTuple):
@@ -54,24 +54,24 @@ def chunk_summary_step(
     implementations = {"torch": _torch} if backend == "auto" and needs_grad else {"triton": _triton, "torch": _torch}
     implementation = backends.choose(backend, implementations, x)
     B, _, D = check_frames(x)
-    lengths, whole = check_lengths_of_step(lengths, x)
+    lengths = check_lengths(lengths, x)
     if state.sums.shape[0] != B or state.sums.shape[2] != D:
         raise ValueError(f"state of {tuple(state.sums.shape)} sums does not fit x {tuple(x.shape)}")
-    return implementation(x, lengths, state, gelu, whole)
+    return implementation(x, lengths, state, gelu)
 
 
-def _triton(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool, whole: bool) -> tuple[Tensor, SummaryState]:
+def _triton(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tuple[Tensor, SummaryState]:
     from sumix_kernels.chunk_summary import triton_step
 
     mean, *parts = triton_step.chunk_summary_step(x, lengths, *state, gelu)
     return mean, SummaryState(*parts)
 
 
-def _torch(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool, whole: bool) -> tuple[Tensor, SummaryState]:
+def _torch(x: Tensor, lengths: Tensor, state: SummaryState, gelu: bool) -> tuple[Tensor, SummaryState]:
     num_frames = x.shape[1]
     x = functional.gelu(x) if gelu else x
     valid = x.float()
-    if not whole:
+    if not known_whole(lengths, num_frames):
         padding = torch.arange(num_frames, device=x.device) >= lengths[:, None]
         valid = valid.masked_fill(padding[:, :, None], 0)
     own_sum = valid.sum(1, keepdim=True)  # (B, 1, D)

@@ -99,7 +99,7 @@ class PackedFeedForward(FeedForward):
 
 class PackedLayer(ConformerLayer):
     """A ConformerLayer whose steps of whole chunks keep the frames of all streams as the rows of one matrix, and give
-    each operator nothing but these: of one stream, a tenth less time.
+    each operator nothing but these: where streams are few, the way to the operators counts.
 
     Of a packed layer with SummaryMixing, variant fast. The same operators in the same order: the same bits.
     """
