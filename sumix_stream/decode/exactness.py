@@ -13,6 +13,7 @@ from sumix_stream.decode.offline import encode_masked, to_hypothesis
 from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.model.transducer import Transducer
 from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.packed import is_exact
 from sumix_stream.tokenizer import Tokenizer
 
 CHUNK_SIZES = (4, 8, 16, 32)
@@ -57,10 +58,12 @@ def compare(
         samples: (S,) as `Stream.feed` takes them.
         pushes: sizes of the packets in samples, used in turn and the last repeated; None = 100 ms.
     Raises:
-        ValueError: for a bundle.
+        ValueError: for a bundle, and for a model packed in bf16.
     """
     if not isinstance(model, Transducer):
         raise ValueError("a bundle has no masked forward to compare with: give the checkpoint that it came from")
+    if not is_exact(model):
+        raise ValueError("streaming is compared in fp32, since in bf16 each way rounds by itself: leave precision out")
     whole = resample(check_samples(samples, sample_rate), sample_rate, model.timebase.sample_rate)
     masked, lengths = encode_masked(model, [whole], context)
     emissions, _ = greedy_decode(model, masked, lengths)

@@ -58,6 +58,11 @@ class PackedLinear(nn.Linear):
             return super().forward(x)
         return _product(x, self._packed, self.bias)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether its factors keep their precision."""
+        return self._packed.dtype == self.weight.dtype
+
     def of_rows(self) -> Callable[[Tensor], Tensor]:
         """The same as a function of rows (n, D) in fp32 that are filled up."""
         weight, bias, product = self._packed, self.bias, torch.ops.mkldnn._linear_pointwise.default
@@ -205,6 +210,11 @@ def has_bf16_products() -> bool:
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = can.get("architecture") != "x86_64" or can.get("avx512_bf16") or can.get("amx_bf16")
     return bool(native) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Whether all products of a module, packed or not, take factors in their own precision."""
+    return all(part.is_exact for part in module.modules() if isinstance(part, PackedLinear))
 
 
 def _reorder(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -239,3 +239,9 @@ def test_bf16_is_said_in_the_report_or_refused(door, exp):
         assert code == 0 and report.is_file()
     else:
         assert code == 2 and "use fp32" in err
+
+
+@pytest.mark.skipif(not has_bf16_products(), reason="this processor has no bfloat16 products")
+def test_exactness_is_of_fp32(door, exp):
+    code, out, err = door("stream_decode", "--check-exactness", exp / "0.wav", "--precision", "bf16")
+    assert code == 2 and "leave precision out" in err and "NOT EXACT" not in out
