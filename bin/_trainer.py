@@ -20,7 +20,9 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.division import batches_per_process
     from sumix_stream.train.precision import make_fabric
+    from sumix_stream.train.two_views import with_masks_of_views
 
+    recipe = with_masks_of_views(recipe)
     config, data = recipe.train, recipe.data
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
     train, valid = load_cuts(data.train_cuts), data.valid_cuts and load_cuts(data.valid_cuts)

@@ -96,10 +96,12 @@ class Transducer(nn.Module):
     def _two_views(self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig) -> TransducerLoss:
         """The mean objective of two differently masked views of each utterance, and their consistency.
 
-        Raises ValueError for a model without CTC head.
+        Raises ValueError for a model without CTC head, and where the masks are not given.
         """
         if self.ctc_head is None:
             raise ValueError("loss.cr_ctc_scale needs the CTC head: set model.ctc true, or loss.cr_ctc_scale 0")
+        if loss.cr_ctc_masks is None:
+            raise ValueError("two views need loss.cr_ctc_masks (bin/train takes those of data.spec_augment)")
         batch_size = batch.feats.shape[0]
         views = torch.cat([mask_features(batch.feats, batch.feat_lengths, loss.cr_ctc_masks) for _ in range(2)])
         twice = _Batch(views, *(torch.cat([value, value]) for value in batch[1:]))

@@ -78,9 +78,11 @@ def test_evaluation_has_one_view():
     assert torch.equal(model(*values, ChunkContext(4, 1), SCALES, LossConfig(cr_ctc_scale=1.0)).total, plain.total)
 
 
-def test_refused_without_a_head_and_with_a_warp():
+def test_refused_without_a_head_without_masks_and_with_a_warp():
     model = build_model(ModelConfig(CONFIG.encoder, CONFIG.predictor, joiner_dim=10, ctc=False), 11).train()
     with pytest.raises(ValueError, match="loss.cr_ctc_scale needs the CTC head: set model.ctc true"):
         model(*batch(), ChunkContext(4, 1), SCALES, LossConfig(cr_ctc_scale=0.2))
+    with pytest.raises(ValueError, match="two views need loss.cr_ctc_masks"):
+        trained(LossConfig(cr_ctc_scale=0.2))
     with pytest.raises(ConfigError, match="cr_ctc_masks must be without time_warp"):
         LossConfig(cr_ctc_masks=SpecAugmentConfig(time_warp=5))
