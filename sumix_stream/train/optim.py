@@ -11,18 +11,17 @@ STEADY_SECONDS = 30.0  # of audio a step: the least that the default rate was tr
 
 
 def default_learning_rate(encoder_dim: int, step_seconds: float, mixer: str = "summary") -> float:
-    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: for 144 channels 2e-3, with attention
-    7e-4. At 2e-3 attention's scores grow until each frame sees one other, and training stands still (five hours of
-    LibriSpeech, egs/librispeech/RESULTS.md; arXiv 2303.06296 describes it).
+    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: for 144 channels 1e-3, with attention
+    7e-4. At 2e-3 some runs on five hours of LibriSpeech stand still, as loss without alignment, and others do not;
+    attention's scores grow there until each frame sees one other (egs/librispeech/RESULTS.md; arXiv 2303.06296).
 
     It falls with the square root of the width, and below STEADY_SECONDS with that of the seconds: where a step's noise
     outweighs its gradient, the rate of adaptive optimisers goes with the square root of the batch (Malladi and others,
     arXiv 2205.10287), and beyond, the surface bounds it and not the noise (McCandlish and others, arXiv 1812.06162). So
-    more audio a step does not raise it: 1.1e-3 at 512 channels and 600 s, where others train conformers with 0.8e-3 to
-    1.4e-3. The 2e-3 is tried with steps of 30 s (egs/digits, egs/mini) and 80 s (egs/librispeech, five hours);
-    `bin/train --lr-find` measures what a recipe bears.
+    more audio a step does not raise it: 5e-4 at 512 channels and 600 s, where others train conformers with 8e-4 to
+    1.4e-3 after long warm-ups. `bin/train --lr-find` measures what a recipe bears.
     """
-    peak = 7e-4 if mixer == "attention" else 2e-3
+    peak = 7e-4 if mixer == "attention" else 1e-3
     return peak * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
 
 

@@ -34,9 +34,9 @@ def test_schedule_without_warm_up_or_without_decay(fraction):
 
 
 def test_default_rate_falls_with_the_square_root_of_the_width_and_of_short_steps():
-    assert default_learning_rate(144, 30.0) == default_learning_rate(144, 80.0) == pytest.approx(2e-3)
-    assert default_learning_rate(576, 600.0) == pytest.approx(1e-3)
-    assert default_learning_rate(144, 7.5) == pytest.approx(1e-3)
+    assert default_learning_rate(144, 30.0) == default_learning_rate(144, 80.0) == pytest.approx(1e-3)
+    assert default_learning_rate(576, 600.0) == pytest.approx(5e-4)
+    assert default_learning_rate(144, 7.5) == pytest.approx(5e-4)
     assert default_learning_rate(576, 600.0, "attention") == pytest.approx(3.5e-4)
 
 
