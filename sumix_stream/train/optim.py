@@ -12,8 +12,8 @@ STEADY_SECONDS = 30.0  # of audio a step: the least that the default rate was tr
 
 def default_learning_rate(encoder_dim: int, step_seconds: float, mixer: str = "summary") -> float:
     """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: for 144 channels 1e-3, with attention
-    7e-4. At 2e-3 some runs on five hours of LibriSpeech stand still, as loss without alignment, and others do not;
-    attention's scores grow there until each frame sees one other (egs/librispeech/RESULTS.md; arXiv 2303.06296).
+    7e-4. At 2e-3 some runs on five hours of LibriSpeech stand still before they align, and others do not; attention's
+    scores grow there until each frame sees one other (egs/librispeech/RESULTS.md; arXiv 2303.06296).
 
     It falls with the square root of the width, and below STEADY_SECONDS with that of the seconds: where a step's noise
     outweighs its gradient, the rate of adaptive optimisers goes with the square root of the batch (Malladi and others,
