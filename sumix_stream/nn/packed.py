@@ -58,11 +58,6 @@ class PackedLinear(nn.Linear):
             return super().forward(x)
         return _product(x, self._packed, self.bias)
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether its factors keep their precision."""
-        return self._packed.dtype == self.weight.dtype
-
     def of_rows(self) -> Callable[[Tensor], Tensor]:
         """The same as a function of rows (n, D) in fp32 that are filled up."""
         weight, bias, product = self._packed, self.bias, torch.ops.mkldnn._linear_pointwise.default
@@ -214,7 +209,8 @@ def has_bf16_products() -> bool:
 
 def is_exact(module: nn.Module) -> bool:
     """Whether all products of a module, packed or not, take factors in their own precision."""
-    return all(part.is_exact for part in module.modules() if isinstance(part, PackedLinear))
+    packed = (part for part in module.modules() if isinstance(part, PackedLinear))
+    return all(part._packed.dtype == part.weight.dtype for part in packed)
 
 
 def _reorder(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
