@@ -159,7 +159,7 @@ class LossConfig:
     warmup_steps: int = 200  # steps over which simple_scale falls from 1 and the pruned scale rises from 0.1 to 1
     ctc_scale: float = 0.3
     cr_ctc_scale: float = 0.0  # consistency of two views' CTC posteriors (arXiv 2410.05101: 0.2); twice the computing
-    cr_ctc_masks: SpecAugmentConfig | None = None  # of each view, none before; null = data.spec_augment's, 2.5 x in time
+    cr_ctc_masks: SpecAugmentConfig | None = None  # of a view, none before; null = data.spec_augment's, 2.5 x in time
 
     def __post_init__(self) -> None:
         _require_range(self, "prune_range", 2)
