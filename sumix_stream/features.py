@@ -12,6 +12,7 @@ Letters: B batch, S samples, T feature frames, M = 80 bins.
 """
 
 import functools
+from collections.abc import Callable
 
 import kaldi_native_fbank as knf
 import numpy as np
@@ -26,14 +27,14 @@ _TIMEBASE = Timebase()
 _RATE, _SHIFT, _LENGTH = _TIMEBASE.sample_rate, _TIMEBASE.frame_shift, _TIMEBASE.frame_length
 _BEFORE = _TIMEBASE.lookbehind_samples  # frame f reads samples [f * _SHIFT - _BEFORE, f * _SHIFT - _BEFORE + _LENGTH)
 _AFTER = _LENGTH - _BEFORE - _SHIFT // 2  # at most so many samples beyond the end are read by the last frame
-_FFT = 512
-_PREEMPHASIS = 0.97
-_FLOOR = 2.0**-23
+FFT_SIZE = 512
+PREEMPHASIS = 0.97
+FLOOR = 2.0**-23
 _BLOCK = 1024  # frames transformed at once: bounds the memory of hour-long input
 
 
 def mel_filters() -> np.ndarray:
-    """Slaney mel filters of unit area, float32 (_FFT // 2 + 1, M).
+    """Slaney mel filters of unit area, float32 (FFT_SIZE // 2 + 1, M).
 
     They are kaldi-native-fbank's own, with its float32 rounding: filters made in float64 differ by up to 5e-4.
     """
@@ -43,12 +44,16 @@ def mel_filters() -> np.ndarray:
     return np.array(knf.MelBanks(mel, frame).get_matrix()).T.copy()
 
 
+def hann_window() -> Tensor:
+    """(_LENGTH,) float64; its first element is zero."""
+    return torch.hann_window(_LENGTH, periodic=True, dtype=torch.float64)
+
+
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hann window (_LENGTH,) in the spectrum's type and mel filters (_FFT // 2 + 1, M) in float32."""
+    """Hann window (_LENGTH,) in the spectrum's type and mel filters (FFT_SIZE // 2 + 1, M) in float32."""
     spectrum_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    window = torch.hann_window(_LENGTH, periodic=True, dtype=torch.float64).to(spectrum_dtype)
-    return window.to(device), torch.from_numpy(mel_filters()).to(device)
+    return hann_window().to(device, spectrum_dtype), torch.from_numpy(mel_filters()).to(device)
 
 
 def _log_mel(extended: Tensor, num_frames: int) -> Tensor:
@@ -61,18 +66,22 @@ def _log_mel(extended: Tensor, num_frames: int) -> Tensor:
     return feats
 
 
+def _log_mel_of_array(extended: np.ndarray, num_frames: int) -> Tensor:
+    return _log_mel(torch.from_numpy(extended)[None], num_frames)[0]
+
+
 def _log_mel_block(samples: Tensor) -> Tensor:
     window, filters = _constants(samples.device)
     samples = samples.to(window.dtype)
     # A window's first sample has no predecessor to be emphasised by, but the Hann window is zero there.
-    emphasised = F.pad(samples[:, 1:] - _PREEMPHASIS * samples[:, :-1], (1, 0))
+    emphasised = F.pad(samples[:, 1:] - PREEMPHASIS * samples[:, :-1], (1, 0))
     frames = emphasised.unfold(1, _LENGTH, _SHIFT)
-    padded = frames.new_zeros(*frames.shape[:2], _FFT)
+    padded = frames.new_zeros(*frames.shape[:2], FFT_SIZE)
     torch.mul(frames, window, out=padded[..., :_LENGTH])
     squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
     power = (squares[..., 0] + squares[..., 1]).to(filters.dtype)  # .sum(-1) over pairs takes longer than the transform
     with torch.autocast(samples.device.type, enabled=False):  # which would take this product in half precision
-        return (power @ filters).clamp_min_(_FLOOR).log_()
+        return (power @ filters).clamp_min_(FLOOR).log_()
 
 
 class BatchFbank(nn.Module):
@@ -143,9 +152,13 @@ class FbankStream:
     """The filter bank of one utterance that arrives in pieces: the frames of `fbank`, each as soon as it is known.
 
     Holds one window of samples, whatever the pushes and however long the stream.
+
+    Args:
+        log_mel: (S,) of which frame f starts at sample 160 f, and how many frames -> features (T, M); None = PyTorch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_mel: Callable[[np.ndarray, int], Tensor] | None = None) -> None:
+        self._log_mel = log_mel or _log_mel_of_array
         self._held = np.empty(_LENGTH, dtype=np.float32)  # from the first sample that the next frame reads
         self._num_held = 0
         self._num_samples = 0
@@ -191,9 +204,14 @@ class FbankStream:
         return self._held[: self._num_held].copy(), values
 
     @classmethod
-    def restore(cls, held: np.ndarray, values: dict[str, int]) -> "FbankStream":
+    def restore(
+        cls,
+        held: np.ndarray,
+        values: dict[str, int],
+        log_mel: Callable[[np.ndarray, int], Tensor] | None = None,
+    ) -> "FbankStream":
         """The inverse of `save`."""
-        stream = cls()
+        stream = cls(log_mel)
         if held.ndim != 1 or len(held) > _LENGTH:
             raise ValueError(f"a filter bank holds at most {_LENGTH} samples, got shape {held.shape}")
         stream._hold(held)
@@ -216,4 +234,4 @@ class FbankStream:
         self._num_frames += num_frames
         if not self._finished:
             self._hold(extended[num_frames * _SHIFT :])
-        return _log_mel(torch.from_numpy(extended)[None], num_frames)[0]
+        return self._log_mel(extended, num_frames)

@@ -5,6 +5,7 @@ Helpers are imported by name: ``from conftest import TOLERANCE, assert_close_as`
 
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch is imported: several test processes share the machine's cores.
@@ -23,6 +24,7 @@ import interpreter
 interpreter.repair()
 
 ROOT = Path(__file__).resolve().parent.parent
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed (the extra `serve`)")
 
 # dtype -> (maximum error over the largest reference element, RMS error over the reference's RMS).
 # The reference is computed in fp64 from the same (already rounded) inputs, so for half types these are a few

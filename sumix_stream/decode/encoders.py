@@ -20,6 +20,7 @@ from sumix_stream.model.exported import ExportedModel
 from sumix_stream.nn import states
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.nn.conformer import ConformerEncoder
+from sumix_stream.nn.fused import FusedSteps
 from sumix_stream.nn.slots import EncoderSlots
 from sumix_stream.nn.states import EncoderState, StateRows
 
@@ -87,7 +88,8 @@ class RowEncoder:
         self.encoder, self.context, self.window = encoder, context, encoder.window(context)
         with torch.inference_mode():
             self._fresh = encoder.init_state(1, context)
-        self._rows = None if _grows(encoder, context) else StateRows(self._fresh)
+            self._rows = None if _grows(encoder, context) else StateRows(self._fresh)
+            self._fused = FusedSteps(encoder, context, self._rows) if FusedSteps.fits(encoder) else None
         self.batch_sizes = encoder.batch_sizes
 
     def begin(self) -> _Kept:
@@ -101,9 +103,16 @@ class RowEncoder:
             feats, lengths, final = (
                 torch.cat([x, x[:1].expand(surplus, *x.shape[1:])]) for x in (feats, lengths, final)
             )
-        before = self._join([stream.state for stream in (*streams, *streams[:1] * surplus)])
-        frames, _, after = self.encoder.step(feats.to(device), lengths.to(device), before, final=final.to(device))
-        parts = self._split(after)[: len(streams)]
+        before = [stream.state for stream in (*streams, *streams[:1] * surplus)]
+        if self._fused is not None:
+            short = (lengths != self.window).numpy() & ~final.numpy()
+            assert not short.any(), f"a chunk of {lengths.tolist()} frames, {self.window} expected"
+            frames, _, table = self._fused.step(feats, lengths, torch.stack(before).view(torch.float32))
+            parts = [row.clone() for row in table[: len(streams)].view(torch.uint8)]
+        else:
+            after = self._join(before)
+            frames, _, after = self.encoder.step(feats.to(device), lengths.to(device), after, final=final.to(device))
+            parts = self._split(after)[: len(streams)]
         yield frames[: len(streams)]
         for stream, part in zip(streams, parts, strict=True):
             stream.state = part

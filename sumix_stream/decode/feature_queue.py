@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sumix_stream.audio import StreamResampler, check_samples
+from sumix_stream.decode.compiled_fbank import compiled_log_mel
 from sumix_stream.features import NUM_BINS, FbankStream
 
 
@@ -23,7 +24,7 @@ class FeatureQueue:
         self.finished = False
         self.num_frames = 0  # that wait
         self.resampler: StreamResampler | None = None
-        self.fbank = FbankStream()
+        self.fbank = FbankStream(compiled_log_mel())
         self._frames: deque[Tensor] = deque()  # (n, 80) each
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
@@ -90,7 +91,7 @@ class FeatureQueue:
         """Raises ValueError or KeyError for what `save` does not write."""
         queue = cls(model_rate)
         queue.sample_rate, queue.finished = values["sample_rate"], values["finished"]
-        queue.fbank = FbankStream.restore(arrays["fbank"].numpy(), values["fbank"])
+        queue.fbank = FbankStream.restore(arrays["fbank"].numpy(), values["fbank"], compiled_log_mel())
         if queue.sample_rate is not None:
             queue.resampler = StreamResampler(queue.sample_rate, model_rate)
             queue.resampler.restore(arrays["resampler"].numpy(), values["resampler"])

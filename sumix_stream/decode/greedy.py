@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.compiled_greedy import CompiledGreedy
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.nn import states
-from sumix_stream.nn.states import PredictorState
+from sumix_stream.nn.states import PredictorState, StateRows
 
 WINDOW = 8  # frames looked at together; tokens lie about so far apart
 
@@ -83,6 +84,11 @@ def greedy_decode(
     batch_size, num_frames, _ = enc.shape
     assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
     state = state or GreedyState.init(model, batch_size)
+    if CompiledGreedy.fits(model):
+        rows = StateRows(state)
+        table = torch.stack(rows.split(state))
+        found = CompiledGreedy(model, rows).search(enc, lengths, table, options)
+        return [Emissions(*columns) for columns in found], rows.join(list(table))
     window = torch.arange(WINDOW, device=enc.device)
     # All streams' frames in a row, with room for windows that reach beyond an end: a place is a row of it.
     frames = functional.pad(model.joiner.project_encoder(enc), (0, 0, 0, WINDOW)).flatten(0, 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.compiled_greedy import CompiledGreedy
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.nn import states
@@ -67,6 +68,7 @@ class GreedySearch:
         self.model, self.options = model, options
         self._fresh = GreedyState.init(model, 1)
         self._rows = StateRows(self._fresh)
+        self._compiled = CompiledGreedy(model, self._rows) if CompiledGreedy.fits(model) else None
 
     @torch.inference_mode()
     def begin(self) -> _GreedyStream:
@@ -76,13 +78,19 @@ class GreedySearch:
     def advance(
         self, enc: Tensor, lengths: Tensor, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
     ) -> None:
-        state = self._rows.join([stream.row for stream in streams])
-        emissions, state = greedy_decode(self.model, enc, lengths, state, options=self.options)
-        for stream, row, first, emitted in zip(streams, self._rows.split(state), first_frames, emissions, strict=True):
+        rows = [stream.row for stream in streams]
+        if self._compiled is not None:
+            table = torch.stack(rows)
+            found = self._compiled.search(enc, lengths, table, self.options)
+            rows = [row.clone() for row in table]
+        else:
+            found, state = greedy_decode(self.model, enc, lengths, self._rows.join(rows), options=self.options)
+            rows = self._rows.split(state)
+        for stream, row, first, (tokens, frames, confidence) in zip(streams, rows, first_frames, found, strict=True):
             stream.row = row
-            stream.found.tokens.extend(emitted.tokens)
-            stream.found.frames.extend(first + frame for frame in emitted.frames)
-            stream.found.confidence.extend(emitted.confidence)
+            stream.found.tokens.extend(tokens)
+            stream.found.frames.extend(first + frame for frame in frames)
+            stream.found.confidence.extend(confidence)
 
     def emissions(self, stream: _GreedyStream) -> Emissions:
         return stream.found

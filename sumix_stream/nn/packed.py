@@ -23,19 +23,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sumix_kernels import chunk_summary_step
 from sumix_kernels.arguments import known_whole
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder, ConformerLayer, FeedForward
+from sumix_stream.nn.conformer import ConformerEncoder, FeedForward
 from sumix_stream.nn.convolution import ChunkConvolution
 from sumix_stream.nn.predictor import LstmPredictor
-from sumix_stream.nn.states import LayerState, PredictorState
+from sumix_stream.nn.states import PredictorState
 from sumix_stream.nn.subsampling import ConvSubsampling
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _FRONT_END_STREAMS = 8  # a block's widest tensor takes 2.7 MB under 640 ms chunks and 64 channels
-_OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")  # of torch.compile's CPU backend; not promised to stay
+_OPERATORS = (
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+    "_convolution_pointwise",
+)  # of torch.compile's CPU backend; not promised to stay
 _ROWS = 256  # frames that the packing expects; it serves other numbers as well
 _STEPS = ((128, 8), (512, 32))  # numbers of rows up to the first are filled up to a multiple of the second
 _LARGE_STEP = 64
@@ -60,10 +62,11 @@ class PackedLinear(nn.Linear):
 
     def of_rows(self) -> Callable[[Tensor], Tensor]:
         """The same as a function of rows (n, D) in fp32 that are filled up."""
-        weight, bias, product = self._packed, self.bias, torch.ops.mkldnn._linear_pointwise.default
-        if weight.dtype == torch.float32:
-            return lambda rows: product(rows, weight, bias, "none", [], "")
-        return lambda rows: product(rows.to(weight.dtype), weight, bias, "none", [], "").to(rows.dtype)
+        return _of_rows(self._packed, self.bias)
+
+    def added_to_rows(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same of the first argument, plus the second; rows as of `of_rows`."""
+        return _added_to_rows(self._packed, self.bias)
 
 
 class PackedFeedForward(FeedForward):
@@ -79,61 +82,18 @@ class PackedFeedForward(FeedForward):
     def add_half(self, x: Tensor) -> Tensor:
         if not _is_for_packed(x):
             return super().add_half(x)
-        return self.add_half_to_rows()(_filled(x))[: x.numel() // x.shape[-1]].view_as(x)
+        enter, leave = self.of_rows()
+        rows = filled(x)
+        return leave(enter(self[0](rows)), rows)[: x.numel() // x.shape[-1]].view_as(x)
 
-    def add_half_to_rows(self) -> Callable[[Tensor], Tensor]:
-        """The same as a function of rows (n, D) in fp32 that are filled up."""
-        normalise, product = _bound(self[0]), torch.ops.mkldnn._linear_pointwise.default
-        product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
-        enter, leave = (self._enter, self._enter_bias), (self._leave, self._leave_bias)
-        dtype = self._enter.dtype
-        if dtype == torch.float32:
-            return lambda rows: product_and_sum(product(normalise(rows), *enter, "swish", [], ""), rows, *leave, "add")
-
-        def of_rows(rows: Tensor) -> Tensor:
-            wide = product(normalise(rows).to(dtype), *enter, "swish", [], "")
-            return rows + product(wide, *leave, "none", [], "")  # summed in fp32
-
-        return of_rows
-
-
-class PackedLayer(ConformerLayer):
-    """A ConformerLayer whose steps of whole chunks keep the frames of all streams as the rows of one matrix, and give
-    each operator nothing but these: where streams are few, the way to the operators counts.
-
-    Of a packed layer with SummaryMixing, variant fast. The same operators in the same order: the same bits.
-    """
-
-    def __init__(self, layer: ConformerLayer) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(layer.__dict__)
-        mixer, conv = layer.mixer, layer.conv
-        products = (mixer.projection, mixer.merge_local, mixer.merge_summary, conv.expand, conv.out)
-        self._halves = [branch.add_half_to_rows() for branch in (layer.ffn1, layer.ffn2)]
-        self._products = [linear.of_rows() for linear in products]
-        self._norms = [_bound(norm) for norm in (layer.mixer_norm, layer.conv_norm, conv.norm, layer.norm)]
-
-    @staticmethod
-    def has(layer: nn.Module) -> bool:
-        return type(layer) is ConformerLayer and getattr(layer.mixer, "variant", None) == "fast"
-
-    def step(self, x: Tensor, lengths: Tensor, state: LayerState, context: ChunkContext) -> tuple[Tensor, LayerState]:
-        if not _is_for_packed(x) or not known_whole(lengths, x.shape[1]):
-            return super().step(x, lengths, state, context)
-        add_first_half, add_second_half = self._halves
-        project, merge_local, merge_summary, expand, out = self._products
-        normalise_mixer, normalise_conv, normalise_inside, normalise = self._norms
-        shape, count = x.shape, x.shape[0] * x.shape[1]
-        rows = add_first_half(_filled(x))
-        local, summands = project(normalise_mixer(rows)).chunk(2, -1)
-        mean, mixer = chunk_summary_step(summands[:count].view(shape), lengths, state.mixer, gelu=True)
-        merged = merge_summary(_filled(mean))[: shape[0]].unsqueeze(1)
-        merged = merge_local(functional.gelu(local))[:count].view(shape) + merged
-        rows = _filled(rows[:count].view(shape) + functional.gelu(merged))
-        gates = expand(normalise_conv(rows))[:count].view(*shape[:2], -1)
-        y, conv = self.conv.depthwise_step(gates, lengths, state.conv)
-        rows = add_second_half(rows + out(_filled(functional.silu(normalise_inside(y)))))
-        return normalise(rows)[:count].view(shape), LayerState(mixer, conv)
+    def of_rows(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+        """Two functions of rows that are filled up: normalised ones (n, D) to those after SiLU; these, and the rows
+        before the branch in fp32, to the branch's sum with them."""
+        weight, bias, product = self._enter, self._enter_bias, torch.ops.mkldnn._linear_pointwise.default
+        return (
+            lambda rows: product(rows.to(weight.dtype), weight, bias, "swish", [], ""),
+            _added_to_rows(self._leave, self._leave_bias),
+        )
 
 
 class PackedConv2d(nn.Conv2d):
@@ -153,6 +113,13 @@ class PackedConv2d(nn.Conv2d):
         shape = (self.padding, self.stride, self.dilation, self.groups)
         return torch.mkldnn_convolution(x, self.weight, self.bias, *shape)
 
+    def silu_of(self, images: Tensor) -> Tensor:
+        """SiLU of the convolution of images (B, T, F, C), laid out in this order, in fp32 -> (B, T', F', C')."""
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        y = convolve(images.permute(0, 3, 1, 2), self.weight, self.bias, *shape, "swish", [], "")
+        return y.permute(0, 2, 3, 1)
+
 
 class PackedSubsampling(ConvSubsampling):
     """A ConvSubsampling whose images are channels-last, a few streams at a time."""
@@ -161,6 +128,13 @@ class PackedSubsampling(ConvSubsampling):
         nn.Module.__init__(self)
         self.__dict__.update(subsampling.__dict__)
         self.block_size = _FRONT_END_STREAMS
+
+    def out_of_images(self) -> Callable[[Tensor], Tensor]:
+        """The product after the convolutions as a function of images (B, T, F, H), laid out in this order, in fp32 ->
+        rows (n, D), filled up."""
+        weight = self.out.weight.detach().unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
+        product = _of_rows(_reorder(weight, self.out._packed.dtype), self.out.bias)
+        return lambda images: product(filled(images.flatten(2)))
 
     def silu_after(self, x: Tensor, past: Tensor, lengths: Tensor) -> Tensor:
         if not _is_for_packed(x) or not known_whole(lengths, x.shape[2]):
@@ -174,7 +148,11 @@ class PackedSubsampling(ConvSubsampling):
 
 
 class PackedPredictor(LstmPredictor):
-    """An LstmPredictor whose steps look the first layer's input product up by token, and take packed weights."""
+    """An LstmPredictor whose steps look the first layer's input product up by token, and take packed weights.
+
+    `arrays`: that product by token (V, 4P), and the weights between a layer's own steps (Y, 4P, P), from layer to layer
+    (Y - 1, 4P, P), with biases (Y - 1, 4P), of Y layers.
+    """
 
     def __init__(self, predictor: LstmPredictor) -> None:
         nn.Module.__init__(self)
@@ -184,6 +162,10 @@ class PackedPredictor(LstmPredictor):
             self._inputs = functional.linear(self.embedding.weight, first[0], first[2] + first[3])  # (V, 4P)
             self._hidden = [_reorder(weights[1]) for weights in (first, *others)]
             self._between = [(_reorder(w_ih), b_ih + b_hh) for w_ih, _, b_ih, b_hh in others]
+            recurrent = torch.stack([w_hh for _, w_hh, _, _ in (first, *others)])
+            between = torch.stack([recurrent[0], *(w_ih for w_ih, _, _, _ in others)])[1:]
+            biases = torch.stack([first[2], *(b_ih + b_hh for _, _, b_ih, b_hh in others)])[1:]
+            self.arrays = tuple(part.detach().numpy() for part in (self._inputs, recurrent, between, biases))
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
         if torch.is_grad_enabled() or not tokens.numel():
@@ -221,24 +203,35 @@ def _is_for_packed(x: Tensor) -> bool:
     return x.dtype == torch.float32 and not torch.is_grad_enabled() and x.numel() > 0
 
 
-def _bound(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    """A LayerNorm as a function: a module's attributes take as long to find as a row's mean."""
-    shape, weight, bias, eps, layer_norm = norm.normalized_shape, norm.weight, norm.bias, norm.eps, torch.layer_norm
-    return lambda x: layer_norm(x, shape, weight, bias, eps)
+def _of_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    product = torch.ops.mkldnn._linear_pointwise.default
+    return lambda rows: product(rows.to(weight.dtype), weight, bias, "none", [], "").to(torch.float32)
+
+
+def _added_to_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    if weight.dtype == torch.float32:
+        product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
+        return lambda rows, others: product_and_sum(rows, others, weight, bias, "add")
+    product = _of_rows(weight, bias)
+    return lambda rows, others: others + product(rows)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = torch.ops.mkldnn._linear_pointwise(_filled(x).to(weight.dtype), weight, bias, "none", [], "")
+    y = torch.ops.mkldnn._linear_pointwise(filled(x).to(weight.dtype), weight, bias, "none", [], "")
     return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _filled(x: Tensor) -> Tensor:
+def filled(x: Tensor) -> Tensor:
     """The rows of x (..., D) as a matrix (n, D), with zeros below up to a number of rows that others have too."""
     rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
-    step = next((step for most, step in _STEPS if count <= most), _LARGE_STEP)
-    surplus = -count % step
+    surplus = num_filled(rows.shape[0]) - rows.shape[0]
     return functional.pad(rows, (0, 0, 0, surplus)) if surplus else rows
+
+
+def num_filled(count: int) -> int:
+    """The number of rows that `count` rows are filled up to."""
+    step = next((step for most, step in _STEPS if count <= most), _LARGE_STEP)
+    return count + -count % step
 
 
 def pack(module: Module, precision: str = "fp32") -> Module:
@@ -278,8 +271,6 @@ def pack(module: Module, precision: str = "fp32") -> Module:
                     setattr(parent, name, PackedLinear(child, dtype))
             elif type(child) is FeedForward:
                 setattr(parent, name, PackedFeedForward(child, dtype))
-            elif PackedLayer.has(child):
-                setattr(parent, name, PackedLayer(child))
             elif type(child) is LstmPredictor:
                 setattr(parent, name, PackedPredictor(child))
             elif isinstance(child, ConformerEncoder):

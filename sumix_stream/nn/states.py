@@ -7,6 +7,7 @@ share a step. Nobody indexes a state by position.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -140,6 +141,8 @@ class StateRows:
 
     Args:
         like: any state, whose shapes beyond the batch and types all others share.
+
+    `starts`: bytes before each tensor of a row, in the order of `tensors`.
     """
 
     _ALIGNMENT = 8  # bytes: tensors within a row begin where any type may
@@ -147,6 +150,8 @@ class StateRows:
     def __init__(self, like: Any) -> None:
         self._like = map_states(lambda part: part[:1], like)
         self._shapes = [part.shape[1:] for part in tensors(like)]
+        sizes = (part[:1].nbytes for part in tensors(like))
+        self.starts = list(accumulate((size + -size % self._ALIGNMENT for size in sizes), initial=0))[:-1]
 
     def split(self, state: Any) -> list[Tensor]:
         """One row (bytes,) uint8 for each stream. Raises ValueError for a state of other shapes."""
@@ -163,13 +168,11 @@ class StateRows:
 
     def join(self, rows: Sequence[Tensor]) -> Any:
         """The state of the streams whose rows these are."""
-        table, start, batch_size = torch.stack(list(rows)), 0, len(rows)
+        table, starts = torch.stack(list(rows)), iter(self.starts)
 
         def column(part: Tensor) -> Tensor:
-            nonlocal start
-            begin, end = start, start + part.nbytes
-            start = end + -end % self._ALIGNMENT
-            return table[:, begin:end].view(part.dtype).view(batch_size, *part.shape[1:])
+            start = next(starts)
+            return table[:, start : start + part.nbytes].view(part.dtype).view(len(rows), *part.shape[1:])
 
         return map_states(column, self._like)
 

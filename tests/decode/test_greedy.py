@@ -1,19 +1,28 @@
 """Label looping against the textbook search: one stream, one frame, one token at a time."""
 
+import sys
+
 import pytest
 import torch
+from conftest import needs_numba
 from talkative import talkative_model
 from torch import Tensor
 
+import sumix_kernels
+from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.decode import greedy
+from sumix_stream.decode.compiled_greedy import CompiledGreedy
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
 from sumix_stream.decode.options import SearchOptions
+from sumix_stream.model.build import build_model
 from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn import states
+from sumix_stream.nn.packed import pack
 
 
-@pytest.fixture(scope="module")
-def model() -> Transducer:
-    return talkative_model()
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=needs_numba)], ids=["batched", "compiled"])
+def model(request) -> Transducer:
+    return pack(talkative_model()) if request.param else talkative_model()
 
 
 def textbook(model: Transducer, enc: Tensor, max_symbols: int) -> Emissions:
@@ -59,7 +68,8 @@ def test_batch_of_unequal_lengths_equals_textbook(model, max_symbols):
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
-def test_window_changes_nothing(model, monkeypatch, window):
+def test_window_changes_nothing(monkeypatch, window):
+    model = talkative_model()
     enc, lengths = frames(30, 17)
     expected, _ = greedy_decode(model, enc, lengths)
     monkeypatch.setattr(greedy, "WINDOW", window)
@@ -131,3 +141,67 @@ def test_another_method_is_refused(model):
 def test_state_size(model):
     _, state = greedy_decode(model, *frames(5))
     assert state.nbytes == GreedyState.init(model, 1).nbytes == 4 * (32 + 24 + 24)
+
+
+@needs_numba
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_compiled_search_with_every_option(num_layers):
+    """A joiner wider than the vocabulary, odd sizes, several layers; what each option changes, it changes alike."""
+    config = ModelConfig(
+        encoder=EncoderConfig(dim=32, num_layers=1, ffn_dim=32, conv_kernel=3, subsampling_channels=4),
+        predictor=PredictorConfig(embed_dim=11, hidden_dim=13, num_layers=num_layers),
+        joiner_dim=41,
+    )
+    model = build_model(config, vocab_size=37, seed=num_layers)
+    with torch.no_grad():
+        model.joiner.output.bias[0] = 1.0
+        model.joiner.output.weight *= 4
+    packed, seen = pack(model), set()
+    enc, lengths = frames(1, 40, 33, 0, 90)
+    for options in (
+        SearchOptions(),
+        SearchOptions(blank_penalty=2.5),
+        SearchOptions(blank_penalty=-1.0, temperature=3.0),
+        SearchOptions(max_symbols=1),
+    ):
+        (expected, before), (found, after) = (
+            greedy_decode(each, enc, lengths, options=options) for each in (model, packed)
+        )
+        for actual, reference in zip(found, expected, strict=True):
+            same(actual, reference)
+        for mine, theirs in zip(states.tensors(after), states.tensors(before), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+        seen.add(str(expected))
+    assert len(seen) == 4, "each option has an effect"
+
+
+@needs_numba
+def test_compiled_search_gives_the_same_bits_in_every_batch():
+    model = pack(talkative_model())
+    enc, lengths = frames(40, 31, 8, 40)
+    together, _ = greedy_decode(model, enc, lengths)
+    for b in range(4):
+        assert greedy_decode(model, enc[b : b + 1], lengths[b : b + 1])[0] == [together[b]]
+
+
+@needs_numba
+def test_compiled_search_ends_on_numbers_that_are_none():
+    """A broken model must not hold up the others of its batch, nor read beyond its arrays."""
+    model = pack(talkative_model())
+    enc, lengths = frames(9, 9)
+    enc[0, 3:] = float("nan")
+    found, _ = greedy_decode(model, enc, lengths, options=SearchOptions(max_symbols=3))
+    assert found[1] == greedy_decode(model, enc[1:], lengths[1:], options=SearchOptions(max_symbols=3))[0][0]
+    assert all(0 < token < model.vocab_size for token in found[0].tokens)
+
+
+def test_without_numba_packed_models_search_in_batches(monkeypatch):
+    model = pack(talkative_model())
+    enc, lengths = frames(40, 31)
+    expected, _ = greedy_decode(talkative_model(), enc, lengths)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "sumix_kernels.cpu", raising=False)
+    monkeypatch.delattr(sumix_kernels, "cpu", raising=False)
+    assert not CompiledGreedy.fits(model)
+    for actual, reference in zip(greedy_decode(model, enc, lengths)[0], expected, strict=True):
+        same(actual, reference)

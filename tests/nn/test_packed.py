@@ -9,9 +9,7 @@ from sumix_stream.config import ModelConfig, PredictorConfig
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.model.build import build_model
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerLayer
-from sumix_stream.nn.packed import PackedLayer, PackedLinear, PackedPredictor, has_bf16_products, pack
-from sumix_stream.nn.states import map_states, tensors
+from sumix_stream.nn.packed import PackedLinear, PackedPredictor, has_bf16_products, pack
 
 needs_bf16 = pytest.mark.skipif(not has_bf16_products(), reason="this processor has no bfloat16 products")
 CONTEXT = ChunkContext(8, 2)
@@ -159,23 +157,6 @@ def test_frames_are_the_same_bits_in_every_batch(mixer, precision):
     among_all = _two_chunks(encoder, feats)
     for count in (1, 2, 3, 7, 8, 9, 17):
         torch.testing.assert_close(_two_chunks(encoder, feats[:count]), among_all[:count], atol=atol, rtol=0)
-
-
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
-@torch.inference_mode()
-def test_the_short_way_of_whole_chunks_gives_the_same_bits(precision):
-    """A stream at its end takes its whole batch the general way: the others must not notice."""
-    torch.manual_seed(0)
-    encoder = pack(talkative_model("fast"), precision).encoder
-    layer = encoder.layers[0]
-    assert isinstance(layer, PackedLayer)
-    for batch_size in (1, 3, 9, 18):
-        x, lengths = torch.randn(batch_size, 8, 32), torch.full((batch_size,), 8)
-        state = map_states(torch.randn_like, layer.init_state(batch_size, CONTEXT))
-        state = state._replace(mixer=state.mixer._replace(counts=torch.full_like(state.mixer.counts, 8)))
-        short, general = layer.step(x, lengths, state, CONTEXT), ConformerLayer.step(layer, x, lengths, state, CONTEXT)
-        for mine, theirs in zip(tensors(short), tensors(general), strict=True):
-            assert torch.equal(mine, theirs)
 
 
 @needs_bf16

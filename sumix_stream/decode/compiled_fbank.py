@@ -1,0 +1,37 @@
+"""The filter bank of streams by `sumix_kernels.cpu`: what a chunk takes of PyTorch is the Fourier transform."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumix_stream.features import FFT_SIZE, FLOOR, NUM_BINS, PREEMPHASIS, hann_window, mel_filters
+from sumix_stream.nn.fused import compiled_kernels
+from sumix_stream.timebase import Timebase
+
+_BLOCK = 1024  # frames transformed at once
+
+
+@functools.cache
+def compiled_log_mel() -> Callable[[np.ndarray, int], Tensor] | None:
+    """What `features.FbankStream` takes as `log_mel`; None without Numba."""
+    kernels = compiled_kernels()
+    if kernels is None:
+        return None
+    window, filters, shift = hann_window().numpy(), np.ascontiguousarray(mel_filters().T), Timebase().frame_shift
+    inside = [np.flatnonzero(row) for row in filters]
+    bounds = np.array([[bins[0], bins[-1] + 1] for bins in inside])
+    floor = np.float32(FLOOR)
+
+    def log_mel(extended: np.ndarray, num_frames: int) -> Tensor:
+        feats = torch.empty(num_frames, NUM_BINS)
+        for begin in range(0, num_frames, _BLOCK):
+            block = feats[begin : begin + _BLOCK]
+            frames = torch.zeros(len(block), FFT_SIZE, dtype=torch.float64)
+            kernels.cut_frames(extended[begin * shift :], shift, PREEMPHASIS, window, frames.numpy())
+            kernels.log_mel(torch.fft.rfft(frames).numpy(), filters, bounds, floor, block.numpy())
+        return feats
+
+    return log_mel

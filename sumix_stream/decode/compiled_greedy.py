@@ -1,0 +1,54 @@
+"""Greedy search by `sumix_kernels.cpu`, for a packed model: frame by frame, in one call.
+
+On a CPU a frame's product takes less time than to ask PyTorch for it. A stream's tokens and confidences are the same
+bits in every batch. B streams, T encoder frames, D channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.options import SearchOptions
+from sumix_stream.nn.fused import compiled_kernels
+from sumix_stream.nn.packed import PackedPredictor
+from sumix_stream.nn.states import StateRows
+
+
+class CompiledGreedy:
+    """The search over rows of states.
+
+    Args:
+        model: packed.
+        rows: how a `greedy.GreedyState` lies in a row.
+    """
+
+    def __init__(self, model: AcousticModel, rows: StateRows) -> None:
+        self._kernels, self._model = compiled_kernels(), model
+        joiner = model.joiner
+        weights = (joiner.project_predictor.weight, joiner.output.weight, joiner.output.bias)
+        self._places = [start // torch.float32.itemsize for start in rows.starts[1:]]
+        self._arrays = (*model.predictor.arrays, *(weight.detach().numpy() for weight in weights))
+
+    @staticmethod
+    def fits(model: AcousticModel) -> bool:
+        """Whether a model is a packed one, and Numba is here."""
+        return isinstance(model.predictor, PackedPredictor) and compiled_kernels() is not None
+
+    def search(
+        self, enc: Tensor, lengths: Tensor, table: Tensor, options: SearchOptions
+    ) -> list[tuple[list[int], list[int], list[float]]]:
+        """Tokens, frames and confidences of each stream. enc (B, T, D), lengths (B,) valid frames; table (B, bytes) of
+        rows, whose states move."""
+        frames = self._model.joiner.project_encoder(enc).numpy()
+        states = table.view(torch.float32).numpy()
+        arrays = (frames, lengths.numpy(), states, *self._places, *self._arrays)
+        numbers = np.float32(options.blank_penalty), np.float32(options.temperature), options.max_symbols
+        *columns, counts = self._kernels.search_greedily(*arrays, self._model.blank_id, *numbers)
+        columns, end, found = [column.tolist() for column in columns], 0, []
+        for count in counts.tolist():
+            begin, end = end, end + count
+            found.append(tuple(column[begin:end] for column in columns))
+        return found
