@@ -105,9 +105,9 @@ class RowEncoder:
             )
         before = [stream.state for stream in (*streams, *streams[:1] * surplus)]
         if self._fused is not None:
-            short = (lengths != self.window).numpy() & ~final.numpy()
+            short = (lengths.numpy() != self.window) & ~final.numpy()
             assert not short.any(), f"a chunk of {lengths.tolist()} frames, {self.window} expected"
-            frames, _, table = self._fused.step(feats, lengths, torch.stack(before).view(torch.float32))
+            frames, table = self._fused.step(feats, lengths, torch.stack(before).view(torch.float32))
             parts = [row.clone() for row in table[: len(streams)].view(torch.uint8)]
         else:
             after = self._join(before)

@@ -10,6 +10,8 @@ from sumix_stream.audio import StreamResampler, check_samples
 from sumix_stream.decode.compiled_fbank import compiled_log_mel
 from sumix_stream.features import NUM_BINS, FbankStream
 
+_NONE = torch.zeros(0, NUM_BINS)
+
 
 class FeatureQueue:
     """Resampler, filter bank, and the feature frames that wait.
@@ -53,13 +55,13 @@ class FeatureQueue:
 
     def peek(self, num_frames: int) -> Tensor:
         """The first frames (n, 80) that wait, n = num_frames or all there are."""
-        parts, missing = [torch.zeros(0, NUM_BINS)], num_frames
+        parts, missing = [], num_frames
         for part in self._frames:
             if not missing:
                 break
             parts.append(part[:missing])
             missing -= len(parts[-1])
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts or [_NONE])
 
     def drop(self, num_frames: int) -> None:
         """Forget the first frames, no more than there are."""

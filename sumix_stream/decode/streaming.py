@@ -189,19 +189,21 @@ class StreamingRecognizer:
         if not ready:
             return []
         chunks = [stream.features.peek(self.window) for stream in ready]
-        lengths = torch.tensor([len(chunk) for chunk in chunks])
+        lengths = [len(chunk) for chunk in chunks]
         final = torch.tensor([stream.features.finished for stream in ready])
-        feats = pad_sequence(chunks, batch_first=True)
-        enc_lengths = self.model.timebase.num_encoder_frames(lengths)
-        with self.encoder.step(feats, lengths, final, [stream.encoder for stream in ready]) as enc:
+        whole = min(lengths) == max(lengths)
+        feats = torch.stack(chunks) if whole else pad_sequence(chunks, batch_first=True)
+        enc_lengths = [self.model.timebase.num_encoder_frames(length) for length in lengths]
+        states = [stream.encoder for stream in ready]
+        with self.encoder.step(feats, torch.tensor(lengths), final, states) as enc:
             self.search.advance(
                 enc,
-                enc_lengths.to(enc.device),
+                torch.tensor(enc_lengths, device=enc.device),
                 [stream.num_encoded for stream in ready],
                 [stream.search for stream in ready],
             )
         moved = []
-        for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths.tolist(), strict=True):
+        for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths, strict=True):
             stream.features.drop(len(chunk))
             stream.num_encoded += length
             if stream.is_finished:

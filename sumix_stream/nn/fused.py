@@ -54,18 +54,18 @@ class FusedSteps:
         fast = all(getattr(layer.mixer, "variant", None) == "fast" for layer in layers)
         return packed and fast and compiled_kernels() is not None
 
-    def step(self, feats: Tensor, lengths: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, feats: Tensor, lengths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk of each stream, as `ConformerEncoder.step`, whose checks are the caller's.
 
-        feats (B, T0, 80), lengths (B,), table (B, F) fp32 -> (B, C, D), (B,) and the next table.
+        feats (B, T0, 80), lengths (B,), table (B, F) fp32 -> (B, C, D) and the next table.
         """
-        num_frames = -(-feats.shape[1] // self._timebase.subsampling)
-        after, out_lengths = torch.empty_like(table), self._timebase.num_encoder_frames(lengths)
-        step = _Step(len(feats), num_frames, self._dim, out_lengths.numpy(), table.numpy(), after.numpy())
+        count, after = self._timebase.num_encoder_frames, torch.empty_like(table)
+        num_frames, out_lengths = count(feats.shape[1]), count(lengths.numpy())
+        step = _Step(len(feats), num_frames, self._dim, out_lengths, table.numpy(), after.numpy())
         rows = self._front_end.step(feats.contiguous(), lengths.numpy(), step)
         for layer in self._layers:
             rows = layer.step(rows, step)
-        return rows[: step.count].view(len(feats), num_frames, self._dim), out_lengths, after
+        return rows[: step.count].view(len(feats), num_frames, self._dim), after
 
 
 class _Step:

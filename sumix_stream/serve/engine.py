@@ -115,18 +115,15 @@ def missing_samples(recognizer: StreamingRecognizer, stream: Stream | None, samp
 
 
 class Engine:
-    """Runs the recogniser in a thread of its own.
+    """Runs the recogniser: in a thread of its own, from `start` to `stop`, or in turns that its owner asks for.
 
     Args:
-        recognizer: used by that thread alone, from `start` to `stop`.
+        recognizer: used by that thread alone.
         metrics: are kept up to date.
-        after_round: called in the engine's thread when all that one batch brought has been reported.
     """
 
-    def __init__(
-        self, recognizer: StreamingRecognizer, metrics: Metrics, after_round: Callable[[], None] | None = None
-    ) -> None:
-        self.recognizer, self.metrics, self._after_round = recognizer, metrics, after_round
+    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics) -> None:
+        self.recognizer, self.metrics = recognizer, metrics
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._work = self._stopping = False
@@ -177,11 +174,17 @@ class Engine:
                 self._wake.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     return
-                self._work = False
-            if self._round():
-                self.wake()
-            if self._after_round is not None:
-                self._after_round()
+            self.turn()
+
+    def turn(self) -> bool:
+        """One round, if anything is to be done; whether more is. Of an engine without a thread, in its owner's."""
+        with self.lock:
+            if not self._work:
+                return False
+            self._work = False
+        if self._round():
+            self.wake()
+        return self._work
 
     def _round(self) -> bool:
         """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""

@@ -352,37 +352,40 @@ def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: in
     reports: list[tuple] = []
     counts: list[tuple] = []
 
-    def send_round() -> None:
-        if reports or counts:
-            pipe.send((reports, counts))
-            reports.clear()
-            counts.clear()
-
-    engine = Engine(make(), _WorkerMetrics(counts), after_round=send_round)
-    engine.start()
+    engine = Engine(make(), _WorkerMetrics(counts))
+    engine.recognizer.warm_up()
     gc.collect()
     gc.freeze()  # a collection over all that is imported would hold up every stream
     pipe.send("ready")
     sessions: dict[int, Session] = {}
-    going_on = True
-    while going_on:
-        try:
-            messages = pipe.recv()
-        except (EOFError, OSError):
-            break
-        for kind, number, value in messages:
-            if kind == "stop":
-                going_on = False
-            elif kind == "open":
-                sessions[number] = _open(engine, number, value, reports)
-            elif number in sessions and kind == "audio":
-                sessions[number].push(value)
-            elif number in sessions and kind == "end":
-                sessions[number].end()
-            elif number in sessions and kind == "close":
-                sessions.pop(number).close()
-    engine.stop()
-    pipe.close()
+    more = False
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
+        while True:
+            while not more or pipe.poll():
+                if not _obey(pipe.recv(), engine, sessions, reports):
+                    return
+                more = True
+            more = engine.turn()
+            if reports or counts:
+                pipe.send((reports, counts))
+                reports.clear()
+                counts.clear()
+
+
+def _obey(messages: list[tuple], engine: Engine, sessions: dict[int, Session], reports: list[tuple]) -> bool:
+    """Do what the network's process says; whether to go on."""
+    for kind, number, value in messages:
+        if kind == "stop":
+            return False
+        if kind == "open":
+            sessions[number] = _open(engine, number, value, reports)
+        elif number in sessions and kind == "audio":
+            sessions[number].push(value)
+        elif number in sessions and kind == "end":
+            sessions[number].end()
+        elif number in sessions and kind == "close":
+            sessions.pop(number).close()
+    return True
 
 
 def _open(engine: Engine, number: int, sample_rate: int, reports: list[tuple]) -> Session:
