@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -88,9 +89,13 @@ class RowEncoder:
         self.encoder, self.context, self.window = encoder, context, encoder.window(context)
         with torch.inference_mode():
             self._fresh = encoder.init_state(1, context)
-            self._rows = None if _grows(encoder, context) else StateRows(self._fresh)
-            self._fused = FusedSteps(encoder, context, self._rows) if FusedSteps.fits(encoder) else None
+        self._rows = None if _grows(encoder, context) else StateRows(self._fresh)
         self.batch_sizes = encoder.batch_sizes
+
+    @cached_property
+    def _fused(self) -> FusedSteps | None:
+        """Made when first needed: who serves through other processes needs no compiler."""
+        return FusedSteps(self.encoder, self.context, self._rows) if FusedSteps.fits(self.encoder) else None
 
     def begin(self) -> _Kept:
         return self._keep(self._fresh)

@@ -5,6 +5,7 @@ B streams, T encoder frames, D channels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -68,7 +69,10 @@ class GreedySearch:
         self.model, self.options = model, options
         self._fresh = GreedyState.init(model, 1)
         self._rows = StateRows(self._fresh)
-        self._compiled = CompiledGreedy(model, self._rows) if CompiledGreedy.fits(model) else None
+
+    @cached_property
+    def _compiled(self) -> CompiledGreedy | None:
+        return CompiledGreedy(self.model, self._rows) if CompiledGreedy.fits(self.model) else None
 
     @torch.inference_mode()
     def begin(self) -> _GreedyStream:
