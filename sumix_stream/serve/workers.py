@@ -1,4 +1,4 @@
-"""Engines in processes of their own, each with a core's worth of threads and its own copy of the model.
+"""Engines in processes of their own, each with a core's worth of threads.
 
 Threads of one process wait for each other wherever they run Python, and a network's many small steps are Python between
 short products: two such threads leave a third of two cores idle. Processes share a pipe, over which goes a message a
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
-import multiprocessing
 import os
 import queue
 import signal
@@ -29,10 +27,10 @@ from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.nursery import START_SECONDS, Nursery
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
-_START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 _GATHER_SECONDS = 0.0003  # that messages wait for others, to go to a worker together
 _RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
@@ -141,13 +139,14 @@ class Workers:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
         threads = max(1, torch.get_num_threads() // spawn.count)
-        self._workers = [_Worker(spawn.make, threads, metrics) for _ in range(spawn.count)]
+        self._nursery = Nursery(spawn.make, threads, _prepare, _live)
+        self._workers = [_Worker(self._nursery, metrics) for _ in range(spawn.count)]
 
     def start(self) -> None:
         """Raises ChildProcessError for a worker that does not come up."""
-        for worker in self._workers:
-            worker.start()
         try:
+            for worker in self._workers:
+                worker.start()
             for worker in self._workers:
                 worker.wait_until_ready()
         except ChildProcessError:
@@ -159,6 +158,7 @@ class Workers:
             worker.ask_to_stop()
         for worker in self._workers:
             worker.join()
+        self._nursery.stop()
 
     def open(self, sample_rate: int, report: Report) -> RemoteSession:
         """A new session for audio of `sample_rate` Hz."""
@@ -177,14 +177,14 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """Of the processes, in order."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.pid for worker in self._workers]
 
 
 class _Worker:
     """One process as the network's process sees it. A thread sends, so that nobody waits for a full pipe."""
 
-    def __init__(self, make: Callable[[], StreamingRecognizer], threads: int, metrics: Metrics) -> None:
-        self.make, self.threads, self.metrics = make, threads, metrics
+    def __init__(self, nursery: Nursery, metrics: Metrics) -> None:
+        self.nursery, self.metrics = nursery, metrics
         self.lock = threading.RLock()
         self.sessions: dict[int, RemoteSession] = {}
         self.alive = False
@@ -194,26 +194,22 @@ class _Worker:
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, self.pid = self.nursery.bear()
         self._outgoing: queue.SimpleQueue = queue.SimpleQueue()
-        self.process = context.Process(
-            target=_work, args=(theirs, self.make, self.threads), name="sumix-recognition", daemon=True
-        )
-        self.process.start()
-        theirs.close()
         self._began = time.monotonic()
 
     def wait_until_ready(self) -> None:
         ready = False
         try:
-            ready = self._pipe.poll(_START_SECONDS) and self._pipe.recv() == "ready"
+            ready = self._pipe.poll(START_SECONDS) and self._pipe.recv() == "ready"
         except (EOFError, OSError):
-            pass
+            pass  # it has ended
+        else:
+            if not ready:
+                self._kill()
         if not ready:
-            self.process.kill()
-            self.process.join()
-            raise ChildProcessError(f"a worker process did not start (exit code {self.process.exitcode}); see the log")
+            code = self.nursery.bury(self.pid)
+            raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
         with self.lock:
             self.alive = True
         threading.Thread(target=_send_all, args=(self._outgoing, self._pipe), daemon=True).start()
@@ -227,12 +223,15 @@ class _Worker:
                 self.send("stop")
 
     def join(self) -> None:
-        self.process.join(_STOP_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
         if self._reader is not None:
-            self._reader.join()
+            self._reader.join(_STOP_SECONDS)
+            if self._reader.is_alive():
+                self._kill()
+                self._reader.join()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def open(self, sample_rate: int, wanted: int, report: Report) -> RemoteSession:
         with self.lock:
@@ -271,17 +270,17 @@ class _Worker:
             lost, self.sessions = list(self.sessions.values()), {}
         for session in lost:
             self._fail(session)
-        self.process.join()
+        exit_code = self.nursery.bury(self.pid)
         sound = time.monotonic() - self._began > _SOUND_SECONDS
         self._failures = 0 if sound else self._failures + 1
         if self._stopping:
             return
         again = self._failures <= _RESTARTS
         level = logging.ERROR
-        log_event(_log, "worker died", level, exit_code=self.process.exitcode, streams=len(lost), starts_again=again)
+        log_event(_log, "worker died", level, exit_code=exit_code, streams=len(lost), starts_again=again)
         if again:
-            self.start()
             try:
+                self.start()
                 self.wait_until_ready()
             except ChildProcessError as fault:
                 log_event(_log, str(fault), level)
@@ -340,22 +339,18 @@ def _keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def _work(pipe: Connection, make: Callable[[], StreamingRecognizer], threads: int) -> None:
-    """The life of a worker process. It ends when the other side of the pipe does, whatever became of it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which lets streams finish
-        signal.signal(number, signal.SIG_IGN)
+def _prepare() -> None:
     set_up()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     _keep_memory()
-    torch.set_num_threads(threads)
+
+
+def _live(pipe: Connection, recognizer: StreamingRecognizer) -> None:
+    """The life of a worker process. It ends when the other side of the pipe does, whatever became of it."""
     reports: list[tuple] = []
     counts: list[tuple] = []
-
-    engine = Engine(make(), _WorkerMetrics(counts))
-    engine.recognizer.warm_up()
-    gc.collect()
-    gc.freeze()  # a collection over all that is imported would hold up every stream
+    engine = Engine(recognizer, _WorkerMetrics(counts))
     pipe.send("ready")
     sessions: dict[int, Session] = {}
     more = False

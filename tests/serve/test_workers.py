@@ -73,11 +73,11 @@ def test_sessions_go_to_the_worker_with_the_fewest():
     try:
         sessions = [workers.open(RATE, lambda events: None) for _ in range(5)]
         first, second = workers.pids
-        of = [session.worker.process.pid for session in sessions]
+        of = [session.worker.pid for session in sessions]
         assert (of.count(first), of.count(second)) == (3, 2)
         sessions[0].close()
         sessions[2].close()
-        assert workers.open(RATE, lambda events: None).worker.process.pid == first
+        assert workers.open(RATE, lambda events: None).worker.pid == first
         assert workers.num_sessions == 4
     finally:
         workers.stop()

@@ -1,0 +1,165 @@
+"""A process that has the model ready, of which workers are copies: they share the pages of its weights.
+
+On a CPU a chunk of a lone stream fetches every weight from memory. What several processes share is fetched once into
+the cache that their cores share, and lies in memory once. A worker that died comes back in milliseconds.
+
+Only what is made by one thread can be copied, so a model on a GPU or in ONNX Runtime is made in each worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+
+import torch
+
+from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.model.transducer import Transducer
+
+START_SECONDS = 120.0
+_END_SECONDS = 5.0  # from a closed pipe to the process's end
+Live = Callable[[Connection, StreamingRecognizer], None]
+
+
+class Nursery:
+    """Begins worker processes, one after the other, from any thread.
+
+    Args:
+        make: a recogniser; picklable.
+        threads: of each worker's network.
+        prepare: called first in the process, and so for each worker.
+        live: a worker's life, from its pipe and a recogniser that has warmed up. Like `prepare` a function of a module.
+    """
+
+    def __init__(
+        self, make: Callable[[], StreamingRecognizer], threads: int, prepare: Callable[[], None], live: Live
+    ) -> None:
+        self._arguments = make, threads, prepare, live
+        self._lock = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def bear(self) -> tuple[Connection, int]:
+        """A new worker's pipe and process number. Raises ChildProcessError where none can be had."""
+        with self._lock:
+            if self._process is None or not self._process.is_alive():
+                self._begin()
+            ours, theirs = multiprocessing.Pipe()
+            try:
+                self._control.send("bear")
+                reduction.send_handle(self._control, theirs.fileno(), self._process.pid)
+                return ours, self._control.recv()
+            except (EOFError, OSError) as fault:
+                raise ChildProcessError(f"no worker process could be begun ({fault!r}); see the log") from None
+            finally:
+                theirs.close()
+
+    def bury(self, pid: int) -> int | None:
+        """The exit code of a worker that has ended or will at once; None if nobody knows."""
+        with self._lock, contextlib.suppress(EOFError, OSError):
+            self._control.send(pid)
+            return self._control.recv()
+        return None
+
+    def stop(self) -> None:
+        """End this process. Workers go on until their pipes are closed."""
+        with self._lock:
+            if self._process is not None:
+                self._control.close()
+                self._process.join()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._control, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(theirs, *self._arguments), name="sumix-nursery", daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            ready = self._control.poll(START_SECONDS) and self._control.recv() == "ready"
+        except (EOFError, OSError):
+            ready = False
+            self._process.join(_END_SECONDS)
+        if not ready:
+            self._process.kill()
+            self._process.join()
+            code = self._process.exitcode
+            raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
+
+
+def _run(
+    control: Connection,
+    make: Callable[[], StreamingRecognizer],
+    threads: int,
+    prepare: Callable[[], None],
+    live: Live,
+) -> None:
+    """The life of the process; it ends when the other side does, whatever became of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the server
+    prepare()
+    torch.set_num_threads(1)  # others would be missing in copies
+    recognizer: StreamingRecognizer | None = make()
+    if _can_be_copied(recognizer):
+        recognizer.warm_up()
+        gc.collect()
+        gc.freeze()  # a collection would hold up every stream, and write to what is shared
+    if not _can_be_copied(recognizer):  # a look at what warming up has begun
+        recognizer = None
+    control.send("ready")
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            asked = control.recv()
+            if asked != "bear":
+                control.send(_exit_code(asked))
+                continue
+            handle = reduction.recv_handle(control)
+            pid = os.fork()
+            if not pid:
+                control.close()
+                _begin_life(Connection(handle), recognizer, make, threads, live)
+            os.close(handle)
+            control.send(pid)
+
+
+def _can_be_copied(recognizer: StreamingRecognizer) -> bool:
+    model = recognizer.model
+    of_pytorch = isinstance(model, Transducer) and model.device.type == "cpu"
+    return of_pytorch and sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+
+
+def _begin_life(
+    pipe: Connection,
+    recognizer: StreamingRecognizer | None,
+    make: Callable[[], StreamingRecognizer],
+    threads: int,
+    live: Live,
+) -> None:
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the server, which lets streams finish
+        torch.set_num_threads(threads)
+        if recognizer is None:
+            recognizer = make()
+            recognizer.warm_up()
+            gc.collect()
+            gc.freeze()
+        live(pipe, recognizer)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _exit_code(pid: int) -> int | None:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None
