@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sumix_stream.features import FFT_SIZE, FLOOR, NUM_BINS, PREEMPHASIS, hann_window, mel_filters
+from sumix_stream.features import FFT_SIZE, FLOOR, NUM_BINS, PREEMPHASIS, FbankStream, hann_window, mel_filters
 from sumix_stream.nn.fused import compiled_kernels
 from sumix_stream.timebase import Timebase
 
@@ -35,3 +35,9 @@ def compiled_log_mel() -> Callable[[np.ndarray, int], Tensor] | None:
         return feats
 
     return log_mel
+
+
+def whole_fbank(samples: np.ndarray) -> Tensor:
+    """`features.fbank` (T, M) of float samples (S,): the same bits as a stream's, whatever its packets."""
+    stream = FbankStream(compiled_log_mel())
+    return torch.cat([stream.accept(samples), stream.finish()])

@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.decode.acoustics import AcousticModel
 from sumix_stream.decode.beam import Scored, beam_decode
+from sumix_stream.decode.compiled_fbank import whole_fbank
 from sumix_stream.decode.encoders import make_encoder
 from sumix_stream.decode.greedy import Emissions, greedy_decode
 from sumix_stream.decode.hypothesis import Hypothesis
 from sumix_stream.decode.options import GREEDY, SearchOptions
-from sumix_stream.features import fbank
 from sumix_stream.model.exported import ExportedModel
 from sumix_stream.nn.chunking import ChunkContext
 from sumix_stream.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ def encode_masked(
     Utterances too short for a feature frame have length 0. A bundle has no whole-utterance forward: its chunks one
     after another give the same.
     """
-    feats = [fbank(samples) for samples in waveforms]
+    feats = [whole_fbank(samples) for samples in waveforms]
     if isinstance(model, ExportedModel):
         return _encode_chunks(model, feats, context)
     lengths = torch.tensor([len(x) for x in feats], device=model.device)
