@@ -30,7 +30,7 @@ _AFTER = _LENGTH - _BEFORE - _SHIFT // 2  # at most so many samples beyond the e
 FFT_SIZE = 512
 PREEMPHASIS = 0.97
 FLOOR = 2.0**-23
-_BLOCK = 1024  # frames transformed at once: bounds the memory of hour-long input
+BLOCK = 1024  # frames transformed at once: bounds the memory of hour-long input
 
 
 def mel_filters() -> np.ndarray:
@@ -58,7 +58,7 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _log_mel(extended: Tensor, num_frames: int) -> Tensor:
     """extended (B, S'), whose frame f starts at sample f * _SHIFT -> (B, num_frames, M) float32."""
-    batch_size, size = len(extended), max(1, _BLOCK // len(extended))
+    batch_size, size = len(extended), max(1, BLOCK // len(extended))
     feats = extended.new_empty(batch_size, num_frames, NUM_BINS, dtype=torch.float32)
     for begin in range(0, num_frames, size):
         end = min(begin + size, num_frames)

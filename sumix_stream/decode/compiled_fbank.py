@@ -1,4 +1,7 @@
-"""The filter bank of streams by `sumix_kernels.cpu`: what a chunk takes of PyTorch is the Fourier transform."""
+"""The filter bank of recognition by `sumix_kernels.cpu`: what a chunk takes of PyTorch is the Fourier transform.
+
+Whole utterances and streams share it, so that their features are the same bits.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sumix_stream.features import FFT_SIZE, FLOOR, NUM_BINS, PREEMPHASIS, FbankStream, hann_window, mel_filters
+from sumix_stream.features import BLOCK, FFT_SIZE, FLOOR, NUM_BINS, PREEMPHASIS, FbankStream, hann_window, mel_filters
 from sumix_stream.nn.fused import compiled_kernels
 from sumix_stream.timebase import Timebase
-
-_BLOCK = 1024  # frames transformed at once
 
 
 @functools.cache
@@ -27,8 +28,8 @@ def compiled_log_mel() -> Callable[[np.ndarray, int], Tensor] | None:
 
     def log_mel(extended: np.ndarray, num_frames: int) -> Tensor:
         feats = torch.empty(num_frames, NUM_BINS)
-        for begin in range(0, num_frames, _BLOCK):
-            block = feats[begin : begin + _BLOCK]
+        for begin in range(0, num_frames, BLOCK):
+            block = feats[begin : begin + BLOCK]
             frames = torch.zeros(len(block), FFT_SIZE, dtype=torch.float64)
             kernels.cut_frames(extended[begin * shift :], shift, PREEMPHASIS, window, frames.numpy())
             kernels.log_mel(torch.fft.rfft(frames).numpy(), filters, bounds, floor, block.numpy())

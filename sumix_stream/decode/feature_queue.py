@@ -10,8 +10,6 @@ from sumix_stream.audio import StreamResampler, check_samples
 from sumix_stream.decode.compiled_fbank import compiled_log_mel
 from sumix_stream.features import NUM_BINS, FbankStream
 
-_NONE = torch.zeros(0, NUM_BINS)
-
 
 class FeatureQueue:
     """Resampler, filter bank, and the feature frames that wait.
@@ -61,7 +59,9 @@ class FeatureQueue:
                 break
             parts.append(part[:missing])
             missing -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else torch.cat(parts or [_NONE])
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if parts else torch.zeros(0, NUM_BINS)
 
     def drop(self, num_frames: int) -> None:
         """Forget the first frames, no more than there are."""

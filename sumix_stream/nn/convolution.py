@@ -42,13 +42,9 @@ class ChunkConvolution(nn.Module):
 
     def step(self, x: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
-        y, state = self.depthwise_step(self.expand(x), lengths, state)
+        gates, taps, as_image = self.expand(x), (self.weight, self.bias), self.packed
+        y, state = chunk_conv1d_step(gates, lengths, state, *taps, glu=True, as_image=as_image)
         return self._finish(y, lengths), state
-
-    def depthwise_step(self, gates: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """GLU and depthwise convolution of one chunk: (B, <= C, 2D) -> (B, <= C, D)."""
-        as_image = self.packed
-        return chunk_conv1d_step(gates, lengths, state, self.weight, self.bias, glu=True, as_image=as_image)
 
     def _finish(self, y: Tensor, lengths: Tensor) -> Tensor:
         return mask_frames(self.out(F.silu(self.norm(y))), lengths)

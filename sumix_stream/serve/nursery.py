@@ -3,7 +3,7 @@
 On a CPU a chunk of a lone stream fetches every weight from memory. What several processes share is fetched once into
 the cache that their cores share, and lies in memory once. A worker that died comes back in milliseconds.
 
-Only what is made by one thread can be copied, so a model on a GPU or in ONNX Runtime is made in each worker.
+Only what is made by one thread can be copied: a model on a GPU or in ONNX Runtime is made in each worker, and not here.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ class Nursery:
 
     Args:
         make: a recogniser; picklable.
+        copied: make it once, here, as `can_be_copied` says of one like it.
         threads: of each worker's network.
         prepare: called first in the process, and so for each worker.
         live: a worker's life, from its pipe and a recogniser that has warmed up. Like `prepare` a function of a module.
     """
 
     def __init__(
-        self, make: Callable[[], StreamingRecognizer], threads: int, prepare: Callable[[], None], live: Live
+        self,
+        make: Callable[[], StreamingRecognizer],
+        copied: bool,
+        threads: int,
+        prepare: Callable[[], None],
+        live: Live,
     ) -> None:
-        self._arguments = make, threads, prepare, live
+        self._arguments = make, copied, threads, prepare, live
         self._lock = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
 
@@ -96,6 +102,7 @@ class Nursery:
 def _run(
     control: Connection,
     make: Callable[[], StreamingRecognizer],
+    copied: bool,
     threads: int,
     prepare: Callable[[], None],
     live: Live,
@@ -104,12 +111,8 @@ def _run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the server
     prepare()
     torch.set_num_threads(1)  # others would be missing in copies
-    recognizer: StreamingRecognizer | None = make()
-    if _can_be_copied(recognizer):
-        recognizer.warm_up()
-        gc.collect()
-        gc.freeze()  # a collection would hold up every stream, and write to what is shared
-    if not _can_be_copied(recognizer):  # a look at what warming up has begun
+    recognizer = _made(make) if copied else None
+    if recognizer is not None and len(os.listdir("/proc/self/task")) > 1:
         recognizer = None
     control.send("ready")
     with contextlib.suppress(EOFError, OSError):
@@ -127,10 +130,18 @@ def _run(
             control.send(pid)
 
 
-def _can_be_copied(recognizer: StreamingRecognizer) -> bool:
+def can_be_copied(recognizer: StreamingRecognizer) -> bool:
+    """Whether copies of a process that has such a recogniser can use it; threads that it has begun forbid it too."""
     model = recognizer.model
-    of_pytorch = isinstance(model, Transducer) and model.device.type == "cpu"
-    return of_pytorch and sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+    return isinstance(model, Transducer) and model.device.type == "cpu" and sys.platform == "linux"
+
+
+def _made(make: Callable[[], StreamingRecognizer]) -> StreamingRecognizer:
+    recognizer = make()
+    recognizer.warm_up()
+    gc.collect()
+    gc.freeze()  # a collection would hold up every stream, and write to what is shared
+    return recognizer
 
 
 def _begin_life(
@@ -144,12 +155,7 @@ def _begin_life(
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the server, which lets streams finish
         torch.set_num_threads(threads)
-        if recognizer is None:
-            recognizer = make()
-            recognizer.warm_up()
-            gc.collect()
-            gc.freeze()
-        live(pipe, recognizer)
+        live(pipe, _made(make) if recognizer is None else recognizer)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -27,7 +27,7 @@ from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
-from sumix_stream.serve.nursery import START_SECONDS, Nursery
+from sumix_stream.serve.nursery import START_SECONDS, Nursery, can_be_copied
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
@@ -139,7 +139,7 @@ class Workers:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
         threads = max(1, torch.get_num_threads() // spawn.count)
-        self._nursery = Nursery(spawn.make, threads, _prepare, _live)
+        self._nursery = Nursery(spawn.make, can_be_copied(recognizer), threads, _prepare, _live)
         self._workers = [_Worker(self._nursery, metrics) for _ in range(spawn.count)]
 
     def start(self) -> None:
@@ -192,6 +192,7 @@ class _Worker:
         self._stopping = False
         self._failures = 0
         self._reader: threading.Thread | None = None
+        self.pid: int | None = None
 
     def start(self) -> None:
         self._pipe, self.pid = self.nursery.bear()
@@ -228,6 +229,9 @@ class _Worker:
             if self._reader.is_alive():
                 self._kill()
                 self._reader.join()
+        elif self.pid is not None:  # it has not come up
+            self._kill()
+            self.nursery.bury(self.pid)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

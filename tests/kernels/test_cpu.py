@@ -47,13 +47,14 @@ def test_gelu_sigmoid_and_their_ends(cpu, scale):
     ones, zeros = torch.ones(D), torch.zeros(D)
     cpu.merge(*map(Tensor.numpy, (rows, x, none)), C, C, ones.numpy(), zeros.numpy(), EPS, out.numpy())
     close(rows, F.gelu(x.double()))
-    gates = torch.cat([torch.ones_like(x), x], 1)
-    state, after, taps = torch.zeros(1, 0), torch.zeros(1, 0), torch.ones(1, D)
+    gates = torch.cat([torch.ones_like(x), x.flip(0)], 1)
+    state, after, taps = torch.zeros(1, D), torch.zeros(1, D), torch.ones(3, D)
     length = torch.tensor([C])
     shift = torch.randn(D)
     arrays = (x.numpy() for x in (taps, zeros, torch.zeros(D), shift))
     cpu.convolve(gates.numpy(), length.numpy(), C, state.numpy(), after.numpy(), 0, *arrays, EPS, out.numpy())
     close(out, F.silu(shift.double()).expand(C, D))  # a norm without weight: what is left is its bias
+    close(after[0], x[0].double().sigmoid())  # the last frame, whose ends are the first's above
 
 
 def test_not_a_number_stays_one(cpu):

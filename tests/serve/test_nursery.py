@@ -11,6 +11,7 @@ from serving import make_recognizer
 
 from sumix_stream.serve.nursery import Nursery
 
+MAKER = 0  # the process that made the recogniser
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
 
 
@@ -25,8 +26,21 @@ def live(pipe, recognizer) -> None:
         if asked == "die":
             raise RuntimeError("told to")
         stream = recognizer.create_stream()
-        about = {"parent": os.getppid(), "threads": torch.get_num_threads(), "prepared": os.environ.get("PREPARED")}
+        about = {
+            "maker": MAKER,
+            "parent": os.getppid(),
+            "pid": os.getpid(),
+            "threads": torch.get_num_threads(),
+            "prepared": os.environ.get("PREPARED"),
+        }
         pipe.send(about | {"fresh": not stream.is_ready})
+
+
+def make_one():
+    """And note in which process."""
+    global MAKER
+    MAKER = os.getpid()
+    return make_recognizer()
 
 
 def make_with_a_thread():
@@ -34,7 +48,7 @@ def make_with_a_thread():
     import threading
 
     threading.Thread(target=threading.Event().wait, daemon=True).start()
-    return make_recognizer()
+    return make_one()
 
 
 def ask(pipe, question="who"):
@@ -44,9 +58,9 @@ def ask(pipe, question="who"):
 
 
 @linux
-@pytest.mark.parametrize("make", [make_recognizer, make_with_a_thread])
-def test_copies_answer_whether_or_not_the_model_can_be_copied(make):
-    nursery = Nursery(make, 2, prepare, live)
+@pytest.mark.parametrize(("make", "copied"), [(make_one, True), (make_with_a_thread, True), (make_one, False)])
+def test_workers_answer_whether_or_not_the_model_is_copied(make, copied):
+    nursery = Nursery(make, copied, 2, prepare, live)
     pipes, pids = zip(*(nursery.bear() for _ in range(2)), strict=True)
     try:
         assert len({os.getpid(), *pids}) == 3
@@ -55,6 +69,8 @@ def test_copies_answer_whether_or_not_the_model_can_be_copied(make):
             about = ask(pipe)
             assert about["parent"] == nursery._process.pid and about["threads"] == 2
             assert about["fresh"] and about["prepared"] == "yes"
+            made_there = copied and make is make_one
+            assert about["maker"] == (nursery._process.pid if made_there else about["pid"])
         pipes[0].send(None)
         assert nursery.bury(pids[0]) == 0 and nursery.bury(pids[0]) is None
         pipes[1].send("die")
@@ -66,7 +82,7 @@ def test_copies_answer_whether_or_not_the_model_can_be_copied(make):
 
 @linux
 def test_it_is_begun_again_when_it_has_died_and_its_workers_live_on():
-    nursery = Nursery(make_recognizer, 1, prepare, live)
+    nursery = Nursery(make_one, True, 1, prepare, live)
     (first, _), begun = nursery.bear(), nursery._process.pid
     os.kill(begun, signal.SIGKILL)
     nursery._process.join()
@@ -84,7 +100,7 @@ def test_it_is_begun_again_when_it_has_died_and_its_workers_live_on():
 
 
 def test_what_cannot_be_made_is_said():
-    nursery = Nursery(_failing, 1, prepare, live)
+    nursery = Nursery(_failing, True, 1, prepare, live)
     with pytest.raises(ChildProcessError, match="did not start .exit code 1.; see the log"):
         nursery.bear()
     nursery.stop()

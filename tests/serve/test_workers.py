@@ -101,6 +101,18 @@ def test_a_worker_that_does_not_start_is_an_error():
         Workers(make_recognizer(), Spawn(failing, 1), Metrics()).start()
 
 
+def test_when_one_does_not_come_up_the_others_end_too(monkeypatch):
+    workers = Workers(make_recognizer(), Spawn(make_recognizer, 2), Metrics())
+
+    def too_late():
+        raise ChildProcessError("a worker process did not start")
+
+    monkeypatch.setattr(workers._workers[1], "wait_until_ready", too_late)
+    with pytest.raises(ChildProcessError, match="did not start"):
+        workers.start()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers.pids)
+
+
 def test_a_killed_worker_ends_its_own_streams_and_comes_back():
     async def test():
         async with serving(workers=2) as (server, port):
