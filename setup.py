@@ -48,7 +48,7 @@ setup(
         "k2": [],
         # torch.onnx writes through onnxscript; each export is run in onnxruntime before it is given away.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        # Websocket server; its /metrics; compiles what a CPU does between the products of a stream (kernels/cpu.py),
+        # Websocket server; its /metrics; compiles what a CPU does between the products of a stream (kernels/cpu),
         # which PyTorch does without it, in up to twice the time.
         "serve": ["websockets>=16", "prometheus-client>=0.20", "numba>=0.62"],
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini

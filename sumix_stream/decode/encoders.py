@@ -102,25 +102,29 @@ class RowEncoder:
 
     @contextmanager
     def step(self, feats: Tensor, lengths: Tensor, final: Tensor, streams: Sequence[_Kept]) -> Iterator[Tensor]:
-        device = self._fresh.subsampling.feats.device
-        surplus = self._batch_size(len(streams)) - len(streams)
+        before = [stream.state for stream in streams]
+        step = self._general_step if self._fused is None else self._fused_step
+        frames, after = step(feats, lengths, final, before)
+        yield frames
+        for stream, part in zip(streams, after, strict=True):
+            stream.state = part
+
+    def _fused_step(self, feats: Tensor, lengths: Tensor, final: Tensor, before: list) -> tuple[Tensor, list]:
+        short = (lengths.numpy() != self.window) & ~final.numpy()
+        assert not short.any(), f"a chunk of {lengths.tolist()} frames, {self.window} expected"
+        frames, table = self._fused.step(feats, lengths, torch.stack(before).view(torch.float32))
+        return frames, [row.clone() for row in table.view(torch.uint8)]
+
+    def _general_step(self, feats: Tensor, lengths: Tensor, final: Tensor, before: list) -> tuple[Tensor, list]:
+        count, device = len(before), self._fresh.subsampling.feats.device
+        surplus = self._batch_size(count) - count
         if surplus:  # the first again, as often as it takes
             feats, lengths, final = (
                 torch.cat([x, x[:1].expand(surplus, *x.shape[1:])]) for x in (feats, lengths, final)
             )
-        before = [stream.state for stream in (*streams, *streams[:1] * surplus)]
-        if self._fused is not None:
-            short = (lengths.numpy() != self.window) & ~final.numpy()
-            assert not short.any(), f"a chunk of {lengths.tolist()} frames, {self.window} expected"
-            frames, table = self._fused.step(feats, lengths, torch.stack(before).view(torch.float32))
-            parts = [row.clone() for row in table[: len(streams)].view(torch.uint8)]
-        else:
-            after = self._join(before)
-            frames, _, after = self.encoder.step(feats.to(device), lengths.to(device), after, final=final.to(device))
-            parts = self._split(after)[: len(streams)]
-        yield frames[: len(streams)]
-        for stream, part in zip(streams, parts, strict=True):
-            stream.state = part
+        state = self._join([*before, *before[:1] * surplus])
+        frames, _, state = self.encoder.step(feats.to(device), lengths.to(device), state, final=final.to(device))
+        return frames[:count], self._split(state)[:count]
 
     def end(self, stream: _Kept) -> None:
         """Its state is its own: it ends with the stream."""

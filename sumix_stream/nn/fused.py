@@ -1,24 +1,28 @@
-"""Steps of a packed encoder over rows of states, the work between products by `sumix_kernels.cpu`.
+"""Steps of an encoder over rows of states by `sumix_kernels.cpu`: a chunk of some streams is two compiled functions.
 
 A step by modules gives PyTorch some forty small operators a layer, which for few streams cost as much as the products.
-Here a layer is nine products and five functions. A stream's frames are the same bits in every batch.
+A stream's frames are the same bits in every batch.
 
-B streams, T0 feature frames, C frames of a chunk, D channels, F numbers of a stream's state; n >= B C rows, filled up.
+B streams, T0 feature frames, C frames of a chunk, D channels, F numbers of a stream's state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder, ConformerLayer
-from sumix_stream.nn.packed import PackedFeedForward, PackedSubsampling, num_filled
-from sumix_stream.nn.states import LayerState, StateRows, SubsamplingState, map_states
+from sumix_stream.nn.conformer import ConformerEncoder
+from sumix_stream.nn.packed import PackedFeedForward
+from sumix_stream.nn.states import StateRows, map_states
+
+_MOST_ROWS = 256  # frames that go through the layers together: what lies between products stays in the caches
 
 
 def compiled_kernels() -> ModuleType | None:
@@ -33,138 +37,153 @@ def compiled_kernels() -> ModuleType | None:
 class FusedSteps:
     """Steps of a packed encoder with SummaryMixing, variant fast, under one context.
 
+    With several threads of PyTorch's, blocks of streams are computed beside each other; a single stream has one.
+
     Args:
         rows: how states lie in rows, in fp32 throughout.
     """
 
     def __init__(self, encoder: ConformerEncoder, context: ChunkContext, rows: StateRows) -> None:
-        self._timebase, self._dim = encoder.timebase, encoder.config.dim
+        self._kernels, self._timebase, self._dim = compiled_kernels(), encoder.timebase, encoder.config.dim
+        bf16 = _factors(encoder) == torch.bfloat16
         fresh = encoder.init_state(1, context)
         places = iter(rows.starts)
         at = map_states(lambda part: next(places) // part.itemsize, fresh)
-        self._front_end = _FusedSubsampling(encoder.subsampling, at.subsampling)
-        layers = zip(encoder.layers, fresh.layers, at.layers, strict=True)
-        self._layers = [_FusedLayer(*parts) for parts in layers]
+        self._front_end = self._of_front_end(encoder, at.subsampling, bf16)
+        self._layers = self._of_layers(encoder, fresh.layers[0], at.layers, bf16)
 
     @staticmethod
     def fits(encoder: ConformerEncoder) -> bool:
         """Whether an encoder is such a one, and Numba is here."""
-        layers = encoder.layers
+        layers, kernels = encoder.layers, compiled_kernels()
         packed = all(isinstance(layer.ffn1, PackedFeedForward) for layer in layers)
         fast = all(getattr(layer.mixer, "variant", None) == "fast" for layer in layers)
-        return packed and fast and compiled_kernels() is not None
+        if kernels is None or not (packed and fast):
+            return False
+        return kernels.HAS_BF16 or _factors(encoder) == torch.float32
 
     def step(self, feats: Tensor, lengths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk of each stream, as `ConformerEncoder.step`, whose checks are the caller's.
 
         feats (B, T0, 80), lengths (B,), table (B, F) fp32 -> (B, C, D) and the next table.
         """
-        count, after = self._timebase.num_encoder_frames, torch.empty_like(table)
-        num_frames, out_lengths = count(feats.shape[1]), count(lengths.numpy())
-        step = _Step(len(feats), num_frames, self._dim, out_lengths, table.numpy(), after.numpy())
-        rows = self._front_end.step(feats.contiguous(), lengths.numpy(), step)
-        for layer in self._layers:
-            rows = layer.step(rows, step)
-        return rows[: step.count].view(len(feats), num_frames, self._dim), after
-
-
-class _Step:
-    """What all layers of one step share: sizes, states, and room between products, as tensors and as arrays."""
-
-    def __init__(
-        self, B: int, frames: int, dim: int, lengths: np.ndarray, before: np.ndarray, after: np.ndarray
-    ) -> None:
-        self.frames, self.dim = frames, dim
-        self.lengths, self.before, self.after = lengths, before, after
-        self.count = B * self.frames
-        self.num_rows = num_filled(self.count)
-        self.normal, self.local = self.room(dim), self.room(dim)
-        self.mean = torch.zeros(num_filled(B), dim)
-        rooms = (self.normal, self.local, self.mean)
-        self.normal_array, self.local_array, self.mean_array = (room.numpy() for room in rooms)
-
-    def room(self, dim: int) -> Tensor:
-        """(n, D); what fills the rows up is finite."""
-        return (torch.empty if self.num_rows == self.count else torch.zeros)(self.num_rows, dim)
-
-
-class _FusedSubsampling:
-    """The front end, some streams at a time. `at`: of each part of its state the number of a row at which it begins."""
-
-    def __init__(self, front_end: PackedSubsampling, at: SubsamplingState) -> None:
-        self._kernels, self._at, self._block_size = compiled_kernels(), at, front_end.block_size
-        self._mean, scale = front_end.feature_mean.numpy(), front_end.feature_std.reciprocal()
-        conv1, self._conv2 = front_end.conv1, front_end.conv2
-        self._taps = np.ascontiguousarray(conv1.weight.detach().numpy()[:, 0].transpose(1, 2, 0))
-        self._scale, self._bias, self._norm = scale.numpy(), conv1.bias.detach().numpy(), _arrays(front_end.norm)
-        self._out = front_end.out_of_images()
-
-    def step(self, feats: Tensor, lengths: np.ndarray, step: _Step) -> Tensor:
-        """feats (B, T0, 80), lengths (B,) -> rows (n, D)."""
-        kernels, frames, size = self._kernels, step.frames, self._block_size
-        num_halved = -(-feats.shape[1] // 2)
-        shape = (1 + num_halved + num_halved % 2, len(self._mean) // 2, self._taps.shape[2])
-        rows = step.room(step.dim)
-        array, inputs = rows.numpy(), feats.numpy()
-        for b in range(0, len(feats), size):
-            part = slice(b, b + size)
-            images = torch.empty(len(inputs[part]), *shape)
-            constants = (*self._at, self._taps, self._bias)
-            before, after = step.before[part], step.after[part]
-            kernels.enter(
-                inputs[part], lengths[part], self._mean, self._scale, before, after, *constants, images.numpy()
-            )
-            y = self._out(self._conv2.silu_of(images))
-            kernels.finish(y.numpy(), step.lengths[part], frames, *self._norm, array[b * frames :])
-        return rows
-
-
-class _FusedLayer:
-    """One layer's products and arrays, and where its state lies.
-
-    Args:
-        fresh, at: a state, and of each of its parts the number of a row at which it begins.
-    """
-
-    def __init__(self, layer: ConformerLayer, fresh: LayerState, at: Any) -> None:
-        self._kernels, mixer, conv = compiled_kernels(), layer.mixer, layer.conv
-        self._halves = [branch.of_rows() for branch in (layer.ffn1, layer.ffn2)]
-        products = (mixer.projection, mixer.merge_local, mixer.merge_summary, conv.expand)
-        self._products = [*(linear.of_rows() for linear in products), conv.out.added_to_rows()]
-        norms = (layer.ffn1[0], layer.mixer_norm, layer.conv_norm, conv.norm, layer.ffn2[0], layer.norm)
-        self._norms = [_arrays(norm) for norm in norms]
-        self._taps, self._tap_bias = np.ascontiguousarray(conv.weight.detach().numpy().T), conv.bias.detach().numpy()
-        kept, unlimited = fresh.mixer.sums.shape[1], fresh.mixer.compensation.shape[1] > 0
-        self._summary = (*at.mixer, kept, unlimited)
-        self._history = at.conv
-
-    def step(self, rows: Tensor, step: _Step) -> Tensor:
-        """rows (n, D) -> (n, D)."""
-        kernels, count, frames, lengths = self._kernels, step.count, step.frames, step.lengths
-        normal, normal_array = step.normal, step.normal_array
-        (enter1, leave1), (enter2, leave2) = self._halves
-        project, merge_local, merge_summary, expand, add_out = self._products
-        norm1, norm_mixer, norm_conv, norm_inside, norm2, norm_last = self._norms
-        kernels.normalise(rows.numpy(), count, *norm1, normal_array)
-        rows = leave1(enter1(normal), rows)
-        array = rows.numpy()
-        kernels.normalise(array, count, *norm_mixer, normal_array)
-        projected = project(normal).numpy()
-        kernels.summarise(
-            projected, lengths, frames, step.before, step.after, *self._summary, step.local_array, step.mean_array
+        B, num_frames, after = len(feats), self._timebase.num_encoder_frames(feats.shape[1]), torch.empty_like(table)
+        out = torch.empty(B, num_frames, self._dim)
+        sizes = lengths.numpy()
+        arrays = (
+            feats.contiguous().numpy(),
+            sizes,
+            self._timebase.num_encoder_frames(sizes),
+            table.numpy(),
+            after.numpy(),
+            out.numpy(),
         )
-        summary, local = merge_summary(step.mean).numpy(), merge_local(step.local).numpy()
-        kernels.merge(array, local, summary, count, frames, *norm_conv, normal_array)
-        gates = expand(normal).numpy()
-        convolution = (self._history, self._taps, self._tap_bias, *norm_inside)
-        kernels.convolve(gates, lengths, frames, step.before, step.after, *convolution, normal_array)
-        rows = add_out(normal, rows)
-        kernels.normalise(rows.numpy(), count, *norm2, normal_array)
-        rows = leave2(enter2(normal), rows)
-        out = step.room(rows.shape[1])
-        kernels.finish(rows.numpy(), lengths, frames, *norm_last, out.numpy())
-        return out
+        threads = torch.get_num_threads()
+        size = max(1, min(_MOST_ROWS // max(num_frames, 1), -(-B // threads)))
+        blocks = [tuple(array[b : b + size] for array in arrays) for b in range(0, B, size)]
+        if threads == 1 or len(blocks) == 1:
+            for block in blocks:
+                self._step(*block)
+        else:
+            list(self._pool.map(lambda block: self._step(*block), blocks))
+        return out, after
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(torch.get_num_threads(), "step")
+
+    def _step(
+        self,
+        feats: np.ndarray,
+        lengths: np.ndarray,
+        out_lengths: np.ndarray,
+        before: np.ndarray,
+        after: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        """One block of streams; `after` and `out` are written."""
+        kernels, (B, num_frames, dim) = self._kernels, out.shape
+        num_rows = kernels.filled_up(B * num_frames, kernels.ROWS)
+        rows = np.zeros((num_rows, kernels.filled_up(dim, kernels.WIDTH)), np.float32)
+        front_end, end = self._front_end
+        kernels.step_front_end(feats, lengths, *front_end[:2], before, after, *front_end[2:], *end, out_lengths, rows)
+        kernels.step_layers(rows, out_lengths, num_frames, before, after, *self._layers)
+        out[:] = rows[: B * num_frames, :dim].reshape(out.shape)
+
+    def _of_front_end(self, encoder: ConformerEncoder, at: Sequence[int], bf16: bool) -> tuple[tuple, tuple]:
+        """Arguments of `step_front_end` before and after the states."""
+        kernels, front_end = self._kernels, encoder.subsampling
+        conv1, conv2, out = front_end.conv1, front_end.conv2, front_end.out
+        taps = np.ascontiguousarray(_array(conv1.weight)[:, 0].transpose(1, 2, 0))
+        weights = _array(conv2.weight).transpose(2, 0, 3, 1).reshape(3, front_end.channels, -1)  # over frames
+        biases = np.zeros((3, front_end.channels), np.float32)
+        biases[0] = _array(conv2.bias)
+        biases = kernels.padded(biases)
+        channels_last = _array(out.weight).reshape(self._dim, front_end.channels, -1).swapaxes(1, 2)
+        width = biases.shape[1]
+        channels_last = np.pad(channels_last, ((0, 0), (0, 0), (0, width - front_end.channels))).reshape(self._dim, -1)
+        pair_width = channels_last.shape[1] if bf16 else 0  # even, as WIDTH is
+        begin = (_array(front_end.feature_mean), _array(1 / front_end.feature_std), *at, taps, _array(conv1.bias))
+        end = (kernels.panels(weights), biases, kernels.panels(channels_last, bf16), kernels.padded(_array(out.bias)))
+        return begin, (*end, pair_width, *_norm(front_end.norm), np.float32(front_end.norm.eps))
+
+    def _of_layers(self, encoder: ConformerEncoder, fresh: object, at: Sequence, bf16: bool) -> tuple:
+        """Arguments of `step_layers` after the states."""
+        kernels, layers = self._kernels, encoder.layers
+        halves = [(layer.ffn1, layer.ffn2) for layer in layers]
+
+        def product(linear_of: Callable[[nn.Module], nn.Linear]) -> tuple[np.ndarray, np.ndarray]:
+            linears = [linear_of(layer) for layer in layers]
+            biases = (
+                linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+                for linear in linears
+            )
+            return _stack(linear.weight for linear in linears), _stack(biases)
+
+        def both(number: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+            pairs = [[branch[number] for branch in pair] for pair in halves]
+            weights = np.stack([_stack(scale * linear.weight for linear in pair) for pair in pairs])
+            return weights, np.stack([_stack(scale * linear.bias for linear in pair) for pair in pairs])
+
+        products = [
+            both(1, 1.0),
+            both(4, 0.5),
+            product(lambda layer: layer.mixer.projection),
+            product(lambda layer: layer.mixer.merge_local),
+            product(lambda layer: layer.mixer.merge_summary),
+            product(lambda layer: layer.conv.expand),
+            product(lambda layer: layer.conv.out),
+        ]
+        weights = tuple(kernels.panels(weight, bf16) for weight, _ in products)
+        biases = tuple(kernels.padded(bias) for _, bias in products)
+        pair_width = max(2 * weight.shape[-2] for weight in weights) if bf16 else 0
+        norms = [
+            (layer.ffn1[0], layer.mixer_norm, layer.conv_norm, layer.conv.norm, layer.ffn2[0], layer.norm)
+            for layer in layers
+        ]
+        norm_arrays = np.stack([np.stack([np.stack(_norm(norm)) for norm in of_layer]) for of_layer in norms])
+        eps = np.array([[norm.eps for norm in of_layer] for of_layer in norms], np.float32)
+        taps, tap_bias = (
+            np.ascontiguousarray(_stack(layer.conv.weight.T for layer in layers)),
+            _stack(layer.conv.bias for layer in layers),
+        )
+        places = np.array([(*layer.mixer, layer.conv) for layer in at], np.int64)
+        kept, unlimited = fresh.mixer.sums.shape[1], fresh.mixer.compensation.shape[1] > 0
+        return places, kept, unlimited, weights, biases, pair_width, norm_arrays, eps, taps, tap_bias
 
 
-def _arrays(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    return norm.weight.detach().numpy(), norm.bias.detach().numpy(), np.float32(norm.eps)
+def _factors(encoder: ConformerEncoder) -> torch.dtype:
+    """Of a packed encoder's products."""
+    return encoder.subsampling.out.dtype
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+def _stack(tensors: Sequence[Tensor]) -> np.ndarray:
+    return np.stack([_array(tensor) for tensor in tensors])
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
+    return _array(norm.weight), _array(norm.bias)

@@ -15,7 +15,6 @@ predictor and joiner. With AVX-512 a stream's frames are the same bits whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from typing import TypeVar
 
@@ -60,13 +59,10 @@ class PackedLinear(nn.Linear):
             return super().forward(x)
         return _product(x, self._packed, self.bias)
 
-    def of_rows(self) -> Callable[[Tensor], Tensor]:
-        """The same as a function of rows (n, D) in fp32 that are filled up."""
-        return _of_rows(self._packed, self.bias)
-
-    def added_to_rows(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The same of the first argument, plus the second; rows as of `of_rows`."""
-        return _added_to_rows(self._packed, self.bias)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return self._packed.dtype
 
 
 class PackedFeedForward(FeedForward):
@@ -82,18 +78,13 @@ class PackedFeedForward(FeedForward):
     def add_half(self, x: Tensor) -> Tensor:
         if not _is_for_packed(x):
             return super().add_half(x)
-        enter, leave = self.of_rows()
-        rows = filled(x)
-        return leave(enter(self[0](rows)), rows)[: x.numel() // x.shape[-1]].view_as(x)
-
-    def of_rows(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-        """Two functions of rows that are filled up: normalised ones (n, D) to those after SiLU; these, and the rows
-        before the branch in fp32, to the branch's sum with them."""
-        weight, bias, product = self._enter, self._enter_bias, torch.ops.mkldnn._linear_pointwise.default
-        return (
-            lambda rows: product(rows.to(weight.dtype), weight, bias, "swish", [], ""),
-            _added_to_rows(self._leave, self._leave_bias),
-        )
+        product, rows = torch.ops.mkldnn._linear_pointwise, filled(x)
+        hidden = product(self[0](rows).to(self._enter.dtype), self._enter, self._enter_bias, "swish", [], "")
+        if self._leave.dtype == torch.float32:
+            y = product.binary(hidden, rows, self._leave, self._leave_bias, "add")
+        else:
+            y = rows + _product(hidden, self._leave, self._leave_bias).to(torch.float32)
+        return y[: x.numel() // x.shape[-1]].view_as(x)
 
 
 class PackedConv2d(nn.Conv2d):
@@ -113,13 +104,6 @@ class PackedConv2d(nn.Conv2d):
         shape = (self.padding, self.stride, self.dilation, self.groups)
         return torch.mkldnn_convolution(x, self.weight, self.bias, *shape)
 
-    def silu_of(self, images: Tensor) -> Tensor:
-        """SiLU of the convolution of images (B, T, F, C), laid out in this order, in fp32 -> (B, T', F', C')."""
-        shape = (self.padding, self.stride, self.dilation, self.groups)
-        convolve = torch.ops.mkldnn._convolution_pointwise.default
-        y = convolve(images.permute(0, 3, 1, 2), self.weight, self.bias, *shape, "swish", [], "")
-        return y.permute(0, 2, 3, 1)
-
 
 class PackedSubsampling(ConvSubsampling):
     """A ConvSubsampling whose images are channels-last, a few streams at a time."""
@@ -128,13 +112,6 @@ class PackedSubsampling(ConvSubsampling):
         nn.Module.__init__(self)
         self.__dict__.update(subsampling.__dict__)
         self.block_size = _FRONT_END_STREAMS
-
-    def out_of_images(self) -> Callable[[Tensor], Tensor]:
-        """The product after the convolutions as a function of images (B, T, F, H), laid out in this order, in fp32 ->
-        rows (n, D), filled up."""
-        weight = self.out.weight.detach().unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
-        product = _of_rows(_reorder(weight, self.out._packed.dtype), self.out.bias)
-        return lambda images: product(filled(images.flatten(2)))
 
     def silu_after(self, x: Tensor, past: Tensor, lengths: Tensor) -> Tensor:
         if not _is_for_packed(x) or not known_whole(lengths, x.shape[2]):
@@ -192,7 +169,7 @@ def has_bf16_products() -> bool:
 def is_exact(module: nn.Module) -> bool:
     """Whether all products of a module, packed or not, take factors in their own precision."""
     packed = (part for part in module.modules() if isinstance(part, PackedLinear))
-    return all(part._packed.dtype == part.weight.dtype for part in packed)
+    return all(part.dtype == part.weight.dtype for part in packed)
 
 
 def _reorder(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -201,19 +178,6 @@ def _reorder(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _is_for_packed(x: Tensor) -> bool:
     return x.dtype == torch.float32 and not torch.is_grad_enabled() and x.numel() > 0
-
-
-def _of_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    product = torch.ops.mkldnn._linear_pointwise.default
-    return lambda rows: product(rows.to(weight.dtype), weight, bias, "none", [], "").to(torch.float32)
-
-
-def _added_to_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-    if weight.dtype == torch.float32:
-        product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
-        return lambda rows, others: product_and_sum(rows, others, weight, bias, "add")
-    product = _of_rows(weight, bias)
-    return lambda rows, others: others + product(rows)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

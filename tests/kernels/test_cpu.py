@@ -79,7 +79,7 @@ def test_summarise(cpu, kept):
         after = state.clone()
         cpu.summarise(
             projected.numpy(), lengths.numpy(), C, state.numpy(), after.numpy(), sums_at, compensation_at, counts_at,
-            kept or 0, kept is None, local.numpy(), mean.numpy(),
+            kept or 0, kept is None, D, local.numpy(), mean.numpy(),
         )  # fmt: skip
         own, summands = projected.double().view(B, C, 2 * D).chunk(2, -1)
         close(local, F.gelu(own).flatten(0, 1))
@@ -102,7 +102,7 @@ def test_long_sums_keep_their_digits(cpu):
     length = torch.tensor([1])
     for _ in range(1000):
         after = torch.empty_like(state)
-        arrays = (projected.numpy(), length.numpy(), C, state.numpy(), after.numpy(), 0, D, 2 * D, 1, True)
+        arrays = (projected.numpy(), length.numpy(), C, state.numpy(), after.numpy(), 0, D, 2 * D, 1, True, D)
         cpu.summarise(*arrays, local.numpy(), mean.numpy())
         state = after
     added = 1000 * F.gelu(torch.tensor(1.0, dtype=torch.float64))
@@ -157,13 +157,14 @@ def test_enter(cpu, num_feats):
     weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
     state = torch.randn(B, 1 + bins + channels * bins // 2)
     halved = -(-num_feats // 2)
-    images = torch.full((B, 1 + halved + halved % 2, bins // 2, channels), 7.0)
+    images = torch.full((B, 1 + halved + halved % 2, bins // 2 + 2, channels), 7.0)
     after = torch.full_like(state, 7.0)
     taps = weight[:, 0].permute(1, 2, 0).contiguous()
-    cpu.enter(
-        feats.numpy(), lengths.numpy(), mean.numpy(), (1 / std).numpy(), state.numpy(), after.numpy(), 1, 1 + bins,
-        taps.numpy(), bias.numpy(), images.numpy(),
-    )  # fmt: skip
+    for b in range(B):
+        before = (mean.numpy(), (1 / std).numpy(), state[b].numpy(), after[b].numpy(), 1, 1 + bins)
+        cpu.enter(feats[b].numpy(), int(lengths[b]), *before, taps.numpy(), bias.numpy(), images[b].numpy())
+    assert not images[:, :, 0].any() and not images[:, :, -1].any()
+    images = images[:, :, 1:-1]
     x = (feats.double() - mean.double()) / std.double()
     x = x * (torch.arange(num_feats) < lengths[:, None])[:, :, None]
     x = torch.cat([state[:, None, 1 : 1 + bins].double(), x], 1)
@@ -190,11 +191,22 @@ def test_every_stream_gets_the_same_bits_alone(cpu):
     assert torch.equal(together, alone) and torch.equal(*outs)
 
 
-def test_without_a_place_to_keep_what_is_compiled(cpu, monkeypatch):
+def test_without_a_place_to_keep_what_is_compiled(monkeypatch):
+    from sumix_kernels.cpu import compiled
+
     def njit(function, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(cpu.numba, "njit", njit)
-    assert cpu._compiled(max)(1, 2) == 2
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    assert compiled.compiled(max)(1, 2) == 2
+
+
+def test_what_is_kept_is_of_all_sources(cpu):
+    """Numba by itself would take code again whose callees in other files have changed."""
+    from sumix_kernels.cpu import compiled
+
+    names = {name for name, _, _ in compiled._STAMP}
+    assert {"compiled.py", "products.py", "layers.py"} <= names
+    assert cpu.step_layers._cache._cache_file._source_stamp == compiled._STAMP

@@ -1,5 +1,7 @@
 """Fused steps of a packed encoder against the model's own."""
 
+import threading
+
 import pytest
 import torch
 from conftest import needs_numba
@@ -49,8 +51,7 @@ def test_steps_are_equal(context, batch_size, poisoned_memory):
 @pytest.mark.parametrize("context", CONTEXTS[:3], ids=str)
 @torch.inference_mode()
 def test_frames_are_the_same_bits_in_every_batch(context, precision):
-    """And beside streams at their end. oneDNN's products for AVX2 alone have last bits that depend on the batch."""
-    atol = 0.0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 1e-5
+    """And beside streams at their end."""
     encoder = pack(talkative_model(), precision).encoder
     rows, window = StateRows(encoder.init_state(1, context)), encoder.window(context)
     fused, feats = FusedSteps(encoder, context, rows), torch.randn(41, 2 * window, 80)
@@ -65,9 +66,34 @@ def test_frames_are_the_same_bits_in_every_batch(context, precision):
     short[1::3] = window // 2
     among_all = two_chunks(41, whole)
     for count in (1, 2, 3, 7, 8, 9, 17):
-        torch.testing.assert_close(two_chunks(count, whole), among_all[:count], atol=atol, rtol=0)
+        assert torch.equal(two_chunks(count, whole), among_all[:count])
     others = short == whole
-    torch.testing.assert_close(two_chunks(41, short)[others], among_all[others], atol=atol, rtol=0)
+    assert torch.equal(two_chunks(41, short)[others], among_all[others])
+
+
+@torch.inference_mode()
+def test_threads_share_the_streams(monkeypatch):
+    context, encoder = CONTEXTS[4], pack(talkative_model()).encoder
+    state = encoder.init_state(7, context)
+    rows, window = StateRows(state), encoder.window(context)
+    fused, seen = FusedSteps(encoder, context, rows), []
+    arguments = torch.randn(7, window, 80), torch.full((7,), window), table_of(rows, state)
+    alone, step = fused.step(*arguments), fused._step
+
+    def noted(*block):
+        seen.append((threading.current_thread().name, len(block[0])))
+        step(*block)
+
+    monkeypatch.setattr(fused, "_step", noted)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = fused.step(*arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert [count for _, count in sorted(seen, key=lambda part: -part[1])] == [3, 3, 1]
+    assert all(name.startswith("step") for name, _ in seen)
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
 
 
 @needs_bf16

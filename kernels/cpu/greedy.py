@@ -1,0 +1,87 @@
+"""Greedy transducer search.
+
+B streams, T encoder frames, F numbers of a stream's state, V tokens, J joiner and P predictor channels, Y predictor
+layers.
+"""
+
+import numpy as np
+
+from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, dot, exp, sigmoid, tanh
+
+
+@compiled
+def _predict(token, hidden, cell, projection, inputs, recurrent, between, between_bias, project):
+    """The LSTM's step for one stream: its hidden and cell (Y, P) and its projection (J,) move."""
+    P = hidden.shape[1]
+    gates = inputs[token].copy()
+    for y in range(len(hidden)):
+        if y:
+            for g in range(4 * P):
+                gates[g] = between_bias[y - 1, g] + dot(between[y - 1, g], hidden[y - 1])
+        for g in range(4 * P):
+            gates[g] += dot(recurrent[y, g], hidden[y])
+        for p in range(P):
+            new = sigmoid(gates[p]) * tanh(gates[2 * P + p])
+            cell[y, p] = sigmoid(gates[P + p]) * cell[y, p] + new
+            hidden[y, p] = sigmoid(gates[3 * P + p]) * tanh(cell[y, p])
+    for j in range(len(projection)):
+        projection[j] = dot(project[j], hidden[-1])
+
+
+def _search(
+    enc, lengths, states, hidden_at, cell_at,
+    inputs, recurrent, between, between_bias, project, output, output_bias,
+    blank, blank_penalty, temperature, max_symbols,
+):  # fmt: skip
+    """Greedy transducer search, stream after stream, frame after frame.
+
+    Args:
+        enc: (B, T, J) projected encoder frames. lengths: (B,) valid ones.
+        states: (B, F), moved: the predictor's output in the joiner (J,), and from `hidden_at` and `cell_at` the LSTM's
+            state, (Y, P) each.
+        inputs: (V, 4P) the first layer's part of the gates by token, biases included.
+        recurrent, between, between_bias: (Y, 4P, P), (Y - 1, 4P, P) and (Y - 1, 4P) of the LSTM.
+        project, output, output_bias: (J, P), (V, J) and (V,) of the joiner.
+        blank_penalty, temperature, max_symbols: as of decode.options.SearchOptions.
+    Returns:
+        Tokens, their frames and their probabilities, stream after stream; and how many each stream emitted, (B,).
+    """
+    B, V, J = len(lengths), len(output), enc.shape[2]
+    Y, P = recurrent.shape[0], recurrent.shape[2]
+    logits, h = np.empty(V, np.float32), np.empty(J, np.float32)
+    tokens, places, confidence = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.float32)
+    counts, size = np.zeros(B, np.int64), 0
+    for b in range(B):
+        projection = states[b, :J]
+        hidden = states[b, hidden_at : hidden_at + Y * P].reshape(Y, P)
+        cell = states[b, cell_at : cell_at + Y * P].reshape(Y, P)
+        t, here = 0, 0
+        while t < lengths[b]:
+            for j in range(J):
+                h[j] = tanh(enc[b, t, j] + projection[j])
+            for v in range(V):
+                logits[v] = output_bias[v] + dot(output[v], h)
+            logits[blank] -= blank_penalty
+            best = 0
+            for v in range(V):
+                if logits[v] > logits[best]:
+                    best = v
+            if best == blank:
+                t, here = t + 1, 0
+                continue
+            total = ZERO
+            for v in range(V):
+                total += exp((logits[v] - logits[best]) / temperature)
+            if size == len(tokens):
+                tokens, places = np.concatenate((tokens, tokens)), np.concatenate((places, places))
+                confidence = np.concatenate((confidence, confidence))
+            tokens[size], places[size], confidence[size] = best, t, ONE / total
+            size, here = size + 1, here + 1
+            counts[b] += 1
+            _predict(best, hidden, cell, projection, inputs, recurrent, between, between_bias, project)
+            if here == max_symbols:
+                t, here = t + 1, 0
+    return tokens[:size], places[:size], confidence[:size], counts
+
+
+search_greedily = compiled(_search, nogil=True)

@@ -1,0 +1,216 @@
+"""Products of few rows with many weights: rows (n, K), weights (N, K) -> (n, N).
+
+A lone stream's chunk has 16 rows, for which a library's products reach little more than half of a processor's speed.
+Here weights lie in panels of `WIDTH` outputs, and `ROWS` rows of one panel are summed in registers from the first
+factor to the last: a row's numbers are the same bits whatever rows are beside it. Weights are fetched once and in
+order.
+
+In bf16 weights are int32, each two bfloat16 of neighbouring inputs, and rows are rounded likewise; sums are fp32.
+"""
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from sumix_kernels.cpu.compiled import as_bits, compiled, inlined, sigmoid
+
+
+def _features() -> dict[str, bool]:
+    """Of the processor that Numba compiles for."""
+    named = numba.config.CPU_FEATURES
+    if named is None:
+        return dict(llvm.get_host_cpu_features())
+    return {name[1:]: name[0] == "+" for name in named.split(",") if name}
+
+
+HAS_BF16 = bool(_features().get("avx512bf16"))  # instructions that multiply bfloat16
+# Sums of a tile, its weights and a factor fill the vector registers: 32 of 16 numbers, or 16 of 8.
+ROWS, _VECTORS, _LANES = (8, 2, 16) if _features().get("avx512f") else (4, 3, 8)
+WIDTH = _VECTORS * _LANES
+
+_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_HALF_STEP, _SIGN_SHIFT, _QUIET = np.int32(0x7FFF), np.int32(16), np.int32(0x7FC0)
+llvm.initialize_native_asmparser()  # for the one instruction of bf16
+
+
+@inlined
+def filled_up(count: int, multiple: int) -> int:
+    """The next multiple from a number on."""
+    return -(-count // multiple) * multiple
+
+
+def panels(weight: np.ndarray, bf16: bool = False) -> np.ndarray:
+    """Weights (..., N, K) laid out as products take them: (..., ceil(N / WIDTH), K, WIDTH) fp32, or in bf16
+    (..., ceil(N / WIDTH), ceil(K / 2), WIDTH) int32; filled up with zeros."""
+    *others, N, K = weight.shape
+    filled = np.zeros((*others, filled_up(N, WIDTH), K + K % 2 if bf16 else K), np.float32)
+    filled[..., :N, :K] = weight
+    if bf16:
+        filled = torch.from_numpy(filled).bfloat16().view(torch.int16).numpy().view(np.int32)
+    columns = filled.reshape(*others, -1, WIDTH, filled.shape[-1])
+    return np.ascontiguousarray(columns.swapaxes(-1, -2))
+
+
+def padded(bias: np.ndarray) -> np.ndarray:
+    """Biases (..., N) filled up with zeros as `panels` does."""
+    short = [(0, 0)] * (bias.ndim - 1) + [(0, -bias.shape[-1] % WIDTH)]
+    return np.ascontiguousarray(np.pad(bias, short).astype(np.float32))
+
+
+@intrinsic
+def _tile(typing_context, factors, stride, like, weights, depth, bias, out, out_stride, adding):
+    """ROWS rows of one panel: out = factors weights + bias, plus out where `adding`. Arguments are addresses, strides
+    in elements (of 4 bytes), and an array of the weights' type."""
+    address = numba.int64
+    signature = numba.void(address, address, like, *[address] * 6)
+    bf16 = like.dtype == numba.int32
+    return signature, lambda *arguments: _generate_tile(bf16, *arguments)
+
+
+def _generate_tile(bf16, context, builder, signature, arguments):
+    factors, stride, _, weights, depth, bias, out, out_stride, adding = arguments
+    sums, factor = ir.VectorType(_FLOAT, _LANES), _INT32 if bf16 else _FLOAT
+    vector = ir.VectorType(factor, _LANES)
+    of = ir.FunctionType(sums, [vector, vector, sums])
+    if bf16:
+        multiply_add = ir.InlineAsm(of, "vdpbf16ps $2, $1, $0", "=v,v,v,0")
+    else:
+        multiply_add = cgutils.get_or_insert_function(builder.module, of, f"llvm.fma.v{_LANES}f32")
+
+    def pointer(address, kind):
+        return builder.inttoptr(address, kind.as_pointer())
+
+    def at(base, *offsets):
+        return builder.gep(base, list(offsets))
+
+    def load(place, kind):
+        return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
+
+    factors, weights = pointer(factors, factor), pointer(weights, factor)
+    bias, out = pointer(bias, _FLOAT), pointer(out, _FLOAT)
+    columns = [_INT64(v * _LANES) for v in range(_VECTORS)]
+    outs = [at(out, builder.mul(out_stride, _INT64(r))) for r in range(ROWS)]
+    inputs = [at(factors, builder.mul(stride, _INT64(r))) for r in range(ROWS)]
+    biases = [load(at(bias, column), sums) for column in columns]
+
+    start = builder.block
+    with_out, head, loop, end = (builder.append_basic_block(name) for name in ("with_out", "head", "loop", "end"))
+    builder.cbranch(builder.icmp_signed("!=", adding, _INT64(0)), with_out, head)
+    builder.position_at_end(with_out)
+    added = [builder.fadd(b, load(at(row, column), sums)) for row in outs for b, column in zip(biases, columns)]
+    builder.branch(head)
+
+    builder.position_at_end(head)
+    first = []
+    for own, plain in zip(added, biases * ROWS):
+        first.append(builder.phi(sums))
+        first[-1].add_incoming(plain, start)
+        first[-1].add_incoming(own, with_out)
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    k, totals = builder.phi(_INT64), [builder.phi(sums) for _ in first]
+    k.add_incoming(_INT64(0), head)
+    for total, begin in zip(totals, first):
+        total.add_incoming(begin, head)
+    row_of_weights = at(weights, builder.mul(k, _INT64(WIDTH)))
+    loaded = [load(at(row_of_weights, column), vector) for column in columns]
+    none = ir.Constant(vector, ir.Undefined)
+    everywhere = ir.Constant(ir.VectorType(_INT32, _LANES), [0] * _LANES)
+    sums_after = []
+    for r in range(ROWS):
+        one = builder.load(at(inputs[r], k), align=4)
+        spread = builder.shuffle_vector(builder.insert_element(none, one, _INT32(0)), none, everywhere)
+        for v in range(_VECTORS):
+            sums_after.append(builder.call(multiply_add, [loaded[v], spread, totals[r * _VECTORS + v]]))
+    following = builder.add(k, _INT64(1))
+    k.add_incoming(following, loop)
+    for total, after in zip(totals, sums_after):
+        total.add_incoming(after, loop)
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, end)
+
+    builder.position_at_end(end)
+    for i, total in enumerate(sums_after):
+        place = at(outs[i // _VECTORS], columns[i % _VECTORS])
+        builder.store(total, builder.bitcast(place, sums.as_pointer()), align=4)
+    return context.get_dummy_value()
+
+
+@compiled
+def _round(x, count, pairs):
+    """The first `count` rows of x (n, K) as bfloat16 in int16 (n, K or more), to the nearest, ties to even; the rest of
+    a row is zero."""
+    K = x.shape[1]
+    for n in range(count):
+        for k in range(min(K, pairs.shape[1])):
+            bits = as_bits(x[n, k])
+            high = bits >> _SIGN_SHIFT
+            rounded = (bits + (_HALF_STEP + (high & np.int32(1)))) >> _SIGN_SHIFT
+            pairs[n, k] = np.int16(rounded if x[n, k] == x[n, k] else high | _QUIET)
+        for k in range(K, pairs.shape[1]):
+            pairs[n, k] = 0
+
+
+def _factors(x, count, weights, pairs):
+    """Where a product's factors begin, and from one row to the next in elements of 4 bytes."""
+
+
+@overload(_factors)
+def _factors_of(x, count, weights, pairs):
+    if weights.dtype == numba.float32:
+        return lambda x, count, weights, pairs: (x.ctypes.data, x.shape[1])
+
+    def rounded(x, count, weights, pairs):
+        _round(x, count, pairs)
+        return pairs.ctypes.data, pairs.shape[1] // 2
+
+    return rounded
+
+
+@compiled
+def multiply(x, count, weights, bias, adding, silu, out, pairs):
+    """out (n, N or more) = x (n, K) W + bias, plus out where `adding`, then SiLU of it where `silu`: of `count` rows.
+
+    Args:
+        weights, bias: as of `panels` and `padded`.
+        x, out: their rows are filled up to a multiple of ROWS, out's columns to one of WIDTH; what fills them up is
+            read and written.
+        pairs: room for the rounded rows of bf16, int16 (n, 2 ceil(K / 2)) or wider.
+    """
+    first, stride = _factors(x, count, weights, pairs)
+    K, width = weights.shape[1], out.shape[1]
+    w, b, y = weights.ctypes.data, bias.ctypes.data, out.ctypes.data
+    for p in range(len(weights)):
+        begin = p * WIDTH
+        for n in range(0, count, ROWS):
+            place = y + 4 * (n * width + begin)
+            _tile(first + 4 * n * stride, stride, weights, w + 4 * K * begin, K, b + 4 * begin, place, width, adding)
+    if silu:
+        for n in range(count):
+            for i in range(width):
+                out[n, i] *= sigmoid(out[n, i])
+
+
+@compiled
+def convolve_rows(images, weights, bias, num_outputs, stride, out):
+    """out (num_outputs + ROWS or more, N) = bias + the sum over i of windows of images[i] times weights[i]: window n
+    begins at n `stride` of the flattened (F, H) image. Windows up to a multiple of ROWS are read and written.
+
+    Args:
+        images: (3, F, H), and as many numbers behind them as windows beyond the last take.
+        weights, bias: (3, P, K, WIDTH) and (3, P WIDTH), as of `panels` and `padded`; one of the biases is not zero.
+    """
+    size, K, width = images.shape[1] * images.shape[2], weights.shape[2], out.shape[1]
+    x, w, b, y = images.ctypes.data, weights.ctypes.data, bias.ctypes.data, out.ctypes.data
+    num_panels, num_biases = weights.shape[1], bias.shape[1]
+    for i in range(len(weights)):
+        for p in range(num_panels):
+            begin = p * WIDTH
+            panel, own = w + 4 * K * WIDTH * (i * num_panels + p), b + 4 * (i * num_biases + begin)
+            for n in range(0, num_outputs, ROWS):
+                window, place = x + 4 * (i * size + n * stride), y + 4 * (n * width + begin)
+                _tile(window, stride, weights, panel, K, own, place, width, i)
