@@ -9,7 +9,17 @@ from sumix_kernels.cpu.fbank import cut_frames, log_mel
 from sumix_kernels.cpu.front_end import enter, step_front_end
 from sumix_kernels.cpu.greedy import search_greedily
 from sumix_kernels.cpu.layers import convolve, finish, merge, normalise, step_layers, summarise
-from sumix_kernels.cpu.products import HAS_BF16, ROWS, WIDTH, convolve_rows, filled_up, multiply, padded, panels
+from sumix_kernels.cpu.products import (
+    HAS_BF16,
+    ROWS,
+    WIDTH,
+    convolve_rows,
+    filled_up,
+    in_a_row,
+    multiply,
+    padded,
+    panels,
+)
 
 __all__ = [
     "HAS_BF16",
@@ -21,6 +31,7 @@ __all__ = [
     "enter",
     "filled_up",
     "finish",
+    "in_a_row",
     "log_mel",
     "merge",
     "multiply",

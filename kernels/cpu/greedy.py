@@ -7,6 +7,7 @@ layers.
 import numpy as np
 
 from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, dot, exp, sigmoid, tanh
+from sumix_kernels.cpu.products import ROWS, filled_up, multiply
 
 
 @compiled
@@ -29,54 +30,66 @@ def _predict(token, hidden, cell, projection, inputs, recurrent, between, betwee
 
 
 def _search(
-    enc, lengths, states, hidden_at, cell_at,
+    enc, lengths, states, hidden_at, cell_at, project_encoder, encoder_bias,
     inputs, recurrent, between, between_bias, project, output, output_bias,
     blank, blank_penalty, temperature, max_symbols,
 ):  # fmt: skip
-    """Greedy transducer search, stream after stream, frame after frame.
+    """Greedy transducer search, stream after stream. The joiner sees some frames at once, up to the first token: until
+    then the predictor stands still (arXiv 2406.06220).
 
     Args:
-        enc: (B, T, J) projected encoder frames. lengths: (B,) valid ones.
+        enc: (B, T, D) encoder frames. lengths: (B,) valid ones.
         states: (B, F), moved: the predictor's output in the joiner (J,), and from `hidden_at` and `cell_at` the LSTM's
             state, (Y, P) each.
+        project_encoder, encoder_bias: to J, of the joiner, as of `panels` and `padded`.
         inputs: (V, 4P) the first layer's part of the gates by token, biases included.
         recurrent, between, between_bias: (Y, 4P, P), (Y - 1, 4P, P) and (Y - 1, 4P) of the LSTM.
-        project, output, output_bias: (J, P), (V, J) and (V,) of the joiner.
+        project: (J, P) of the joiner. output, output_bias: to V, as of `panels` and `padded`.
         blank_penalty, temperature, max_symbols: as of decode.options.SearchOptions.
     Returns:
         Tokens, their frames and their probabilities, stream after stream; and how many each stream emitted, (B,).
     """
-    B, V, J = len(lengths), len(output), enc.shape[2]
+    B, T, D = enc.shape
+    J, V = len(project), inputs.shape[0]
     Y, P = recurrent.shape[0], recurrent.shape[2]
-    logits, h = np.empty(V, np.float32), np.empty(J, np.float32)
+    no_pairs = np.empty((0, 0), np.int16)
+    rows = np.zeros((filled_up(B * T, ROWS), D), np.float32)
+    rows[: B * T] = enc.reshape(B * T, D)
+    frames = np.empty((len(rows) + ROWS, len(encoder_bias)), np.float32)  # and room for a window beyond the end
+    frames[len(rows) :] = ZERO
+    multiply(rows, B * T, project_encoder, encoder_bias, 0, False, frames, no_pairs)
+    joined, logits = np.empty((ROWS, J), np.float32), np.empty((ROWS, len(output_bias)), np.float32)
     tokens, places, confidence = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.float32)
     counts, size = np.zeros(B, np.int64), 0
     for b in range(B):
         projection = states[b, :J]
         hidden = states[b, hidden_at : hidden_at + Y * P].reshape(Y, P)
         cell = states[b, cell_at : cell_at + Y * P].reshape(Y, P)
-        t, here = 0, 0
+        t, here, seen = 0, 0, 0  # `seen`: frames from `t` on whose logits are known
         while t < lengths[b]:
-            for j in range(J):
-                h[j] = tanh(enc[b, t, j] + projection[j])
-            for v in range(V):
-                logits[v] = output_bias[v] + dot(output[v], h)
-            logits[blank] -= blank_penalty
+            if not seen:
+                for i in range(ROWS):
+                    for j in range(J):
+                        joined[i, j] = tanh(frames[b * T + t + i, j] + projection[j])
+                multiply(joined, ROWS, output, output_bias, 0, False, logits, no_pairs)
+                seen = ROWS
+            own = logits[ROWS - seen]
+            own[blank] -= blank_penalty
             best = 0
             for v in range(V):
-                if logits[v] > logits[best]:
+                if own[v] > own[best]:
                     best = v
             if best == blank:
-                t, here = t + 1, 0
+                t, here, seen = t + 1, 0, seen - 1
                 continue
             total = ZERO
             for v in range(V):
-                total += exp((logits[v] - logits[best]) / temperature)
+                total += exp((own[v] - own[best]) / temperature)
             if size == len(tokens):
                 tokens, places = np.concatenate((tokens, tokens)), np.concatenate((places, places))
                 confidence = np.concatenate((confidence, confidence))
             tokens[size], places[size], confidence[size] = best, t, ONE / total
-            size, here = size + 1, here + 1
+            size, here, seen = size + 1, here + 1, 0  # the predictor moves, and with it all logits
             counts[b] += 1
             _predict(best, hidden, cell, projection, inputs, recurrent, between, between_bias, project)
             if here == max_symbols:

@@ -9,7 +9,7 @@ Y layers. Arrays of rows may be wider than what they hold, and have rows that fi
 import numpy as np
 
 from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, gelu, inlined, sigmoid, two_sum
-from sumix_kernels.cpu.products import ROWS, WIDTH, filled_up, multiply
+from sumix_kernels.cpu.products import ROWS, WIDTH, filled_up, multiply, part
 
 
 @inlined
@@ -149,53 +149,53 @@ def finish(rows, lengths, frames, weight, bias, eps, out):
 
 def _step_layers(
     rows, lengths, frames, before, after, places, kept, unlimited,
-    weights, biases, pair_width, norms, eps, taps, tap_bias,
+    weights, biases, parts, pair_width, norms, eps, taps, tap_bias,
 ):  # fmt: skip
     """All layers on rows (n, D), in place, C = `frames`; frames past a stream's length become zero.
 
     Args:
         lengths: (B,) valid frames. before, after: (B, F) states.
-        places: (Y, 4): in a state where a layer's sums, compensation and counts begin, and its convolution's history.
+        places: (Y, 4), in a state: where a layer's sums, compensation and counts begin, and its convolution's past.
         kept, unlimited: as of `summarise`.
-        weights, biases: as of `panels` and `padded`, Y times: both feed-forward modules' first (Y, 2, ...), half their
-            second (Y, 2, ...); the mixer's projection, merge_local and merge_summary; the convolution's expand and out.
+        weights, biases, parts: as of `in_a_row`, a layer's products in the order of use: the first feed-forward
+            module's first and half its second; the mixer's projection, merge_summary and merge_local; the convolution's
+            expand and out; the second feed-forward module's.
         pair_width: of the widest input in bfloat16; 0 in fp32.
         norms: (Y, 6, 2, D), weights and biases before the first feed-forward module, the mixer and the convolution,
             in it, before the second feed-forward module, last. eps: (Y, 6).
         taps, tap_bias: (Y, k, D) and (Y, D).
     """
-    enter, leave, project, merge_local, merge_summary, expand, close = weights
-    enter_bias, leave_bias, project_bias, local_bias, summary_bias, expand_bias, close_bias = biases
     B, D, count, num_rows, width = len(lengths), norms.shape[3], len(lengths) * frames, len(rows), rows.shape[1]
     normal, local = np.zeros((num_rows, width), np.float32), np.zeros((num_rows, width), np.float32)
-    hidden = np.empty((num_rows, enter.shape[2] * WIDTH), np.float32)
-    wide = np.empty((num_rows, project.shape[1] * WIDTH), np.float32)
+    hidden = np.empty((num_rows, parts[0, 1] * WIDTH), np.float32)
+    wide = np.empty((num_rows, parts[2, 1] * WIDTH), np.float32)
     mean, summary = np.zeros((filled_up(B, ROWS), width), np.float32), np.empty((filled_up(B, ROWS), width), np.float32)
     pairs = np.zeros((num_rows if pair_width else 0, pair_width), np.int16)
     for y in range(len(taps)):
         norm, small, at = norms[y], eps[y], places[y]
+        w, b = weights[y], biases[y]
         normalise(rows, count, norm[0, 0], norm[0, 1], small[0], normal)
-        multiply(normal, count, enter[y, 0], enter_bias[y, 0], 0, True, hidden, pairs)
-        multiply(hidden, count, leave[y, 0], leave_bias[y, 0], 1, False, rows, pairs)
+        multiply(normal, count, *part(w, b, parts[0]), 0, True, hidden, pairs)
+        multiply(hidden, count, *part(w, b, parts[1]), 1, False, rows, pairs)
 
         normalise(rows, count, norm[1, 0], norm[1, 1], small[1], normal)
-        multiply(normal, count, project[y], project_bias[y], 0, False, wide, pairs)
+        multiply(normal, count, *part(w, b, parts[2]), 0, False, wide, pairs)
         summarise(
             wide, lengths, frames, before, after, at[0], at[1], at[2], kept, unlimited, D, local, mean
         )  # fmt: skip
-        multiply(mean, B, merge_summary[y], summary_bias[y], 0, False, summary, pairs)
-        multiply(local, count, merge_local[y], local_bias[y], 0, False, normal, pairs)
+        multiply(mean, B, *part(w, b, parts[3]), 0, False, summary, pairs)
+        multiply(local, count, *part(w, b, parts[4]), 0, False, normal, pairs)
         merge(rows, normal, summary, count, frames, norm[2, 0], norm[2, 1], small[2], local)
 
-        multiply(local, count, expand[y], expand_bias[y], 0, False, wide, pairs)
+        multiply(local, count, *part(w, b, parts[5]), 0, False, wide, pairs)
         convolve(
             wide, lengths, frames, before, after, at[3], taps[y], tap_bias[y], norm[3, 0], norm[3, 1], small[3], normal
         )  # fmt: skip
-        multiply(normal, count, close[y], close_bias[y], 1, False, rows, pairs)
+        multiply(normal, count, *part(w, b, parts[6]), 1, False, rows, pairs)
 
         normalise(rows, count, norm[4, 0], norm[4, 1], small[4], normal)
-        multiply(normal, count, enter[y, 1], enter_bias[y, 1], 0, True, hidden, pairs)
-        multiply(hidden, count, leave[y, 1], leave_bias[y, 1], 1, False, rows, pairs)
+        multiply(normal, count, *part(w, b, parts[7]), 0, True, hidden, pairs)
+        multiply(hidden, count, *part(w, b, parts[8]), 1, False, rows, pairs)
         finish(rows, lengths, frames, norm[5, 0], norm[5, 1], small[5], rows)
 
 

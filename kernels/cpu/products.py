@@ -8,6 +8,8 @@ order.
 In bf16 weights are int32, each two bfloat16 of neighbouring inputs, and rows are rounded likewise; sums are fp32.
 """
 
+from collections.abc import Sequence
+
 import llvmlite.binding as llvm
 import numba
 import numpy as np
@@ -32,6 +34,7 @@ HAS_BF16 = bool(_features().get("avx512bf16"))  # instructions that multiply bfl
 ROWS, _VECTORS, _LANES = (8, 2, 16) if _features().get("avx512f") else (4, 3, 8)
 WIDTH = _VECTORS * _LANES
 
+_LINE = 64  # bytes that a cache fetches at once
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _HALF_STEP, _SIGN_SHIFT, _QUIET = np.int32(0x7FFF), np.int32(16), np.int32(0x7FC0)
 llvm.initialize_native_asmparser()  # for the one instruction of bf16
@@ -61,18 +64,42 @@ def padded(bias: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(bias, short).astype(np.float32))
 
 
+def in_a_row(products: Sequence[tuple[np.ndarray, np.ndarray]], bf16: bool = False) -> tuple[np.ndarray, ...]:
+    """Weights (Y, N, K) and biases (Y, N) of products that Y layers use one after another: all weights of a layer
+    (Y, S), its biases (Y, S'), and where each product's lie, (len(products), 4), as `part` takes them.
+
+    A product fetches what lies behind its weights while it is busy: the next one's.
+    """
+    weights = [panels(weight, bf16) for weight, _ in products]
+    biases = [padded(bias) for _, bias in products]
+    parts, begin, bias_begin = [], 0, 0
+    for weight, bias in zip(weights, biases, strict=True):
+        parts.append((begin, *weight.shape[1:3], bias_begin))
+        begin, bias_begin = begin + weight[0].size, bias_begin + bias.shape[1]
+    joined = np.concatenate([weight.reshape(len(weight), -1) for weight in weights], 1)
+    return joined, np.concatenate(biases, 1), np.array(parts, np.int64)
+
+
+@inlined
+def part(weights, biases, place):
+    """One product's weights (P, K, WIDTH) and bias (P WIDTH,) of a layer's."""
+    begin, P, K, bias_begin = place[0], place[1], place[2], place[3]
+    own = weights[begin : begin + P * K * WIDTH].reshape(P, K, WIDTH)
+    return own, biases[bias_begin : bias_begin + P * WIDTH]
+
+
 @intrinsic
-def _tile(typing_context, factors, stride, like, weights, depth, bias, out, out_stride, adding):
+def _tile(typing_context, factors, stride, like, weights, depth, bias, out, out_stride, adding, ahead):
     """ROWS rows of one panel: out = factors weights + bias, plus out where `adding`. Arguments are addresses, strides
-    in elements (of 4 bytes), and an array of the weights' type."""
+    in elements (of 4 bytes), and an array of the weights' type. `ahead`: from where on memory is fetched meanwhile."""
     address = numba.int64
-    signature = numba.void(address, address, like, *[address] * 6)
+    signature = numba.void(address, address, like, *[address] * 7)
     bf16 = like.dtype == numba.int32
     return signature, lambda *arguments: _generate_tile(bf16, *arguments)
 
 
 def _generate_tile(bf16, context, builder, signature, arguments):
-    factors, stride, _, weights, depth, bias, out, out_stride, adding = arguments
+    factors, stride, _, weights, depth, bias, out, out_stride, adding, ahead = arguments
     sums, factor = ir.VectorType(_FLOAT, _LANES), _INT32 if bf16 else _FLOAT
     vector = ir.VectorType(factor, _LANES)
     of = ir.FunctionType(sums, [vector, vector, sums])
@@ -80,6 +107,10 @@ def _generate_tile(bf16, context, builder, signature, arguments):
         multiply_add = ir.InlineAsm(of, "vdpbf16ps $2, $1, $0", "=v,v,v,0")
     else:
         multiply_add = cgutils.get_or_insert_function(builder.module, of, f"llvm.fma.v{_LANES}f32")
+
+    byte = ir.IntType(8).as_pointer()
+    of = ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32])
+    prefetch = cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0")
 
     def pointer(address, kind):
         return builder.inttoptr(address, kind.as_pointer())
@@ -92,6 +123,7 @@ def _generate_tile(bf16, context, builder, signature, arguments):
 
     factors, weights = pointer(factors, factor), pointer(weights, factor)
     bias, out = pointer(bias, _FLOAT), pointer(out, _FLOAT)
+    soon = builder.inttoptr(ahead, byte)
     columns = [_INT64(v * _LANES) for v in range(_VECTORS)]
     outs = [at(out, builder.mul(out_stride, _INT64(r))) for r in range(ROWS)]
     inputs = [at(factors, builder.mul(stride, _INT64(r))) for r in range(ROWS)]
@@ -119,6 +151,8 @@ def _generate_tile(bf16, context, builder, signature, arguments):
         total.add_incoming(begin, head)
     row_of_weights = at(weights, builder.mul(k, _INT64(WIDTH)))
     loaded = [load(at(row_of_weights, column), vector) for column in columns]
+    line = at(soon, builder.mul(k, _INT64(_LINE)))
+    builder.call(prefetch, [line, _INT32(0), _INT32(2), _INT32(1)])  # to read, into the second cache, as data
     none = ir.Constant(vector, ir.Undefined)
     everywhere = ir.Constant(ir.VectorType(_INT32, _LANES), [0] * _LANES)
     sums_after = []
@@ -188,7 +222,10 @@ def multiply(x, count, weights, bias, adding, silu, out, pairs):
         begin = p * WIDTH
         for n in range(0, count, ROWS):
             place = y + 4 * (n * width + begin)
-            _tile(first + 4 * n * stride, stride, weights, w + 4 * K * begin, K, b + 4 * begin, place, width, adding)
+            panel = w + 4 * K * begin
+            # Two tiles fetch the next panel's halves: 16 rows are done before memory has brought 32 columns.
+            ahead = panel + 4 * K * WIDTH + (n // ROWS % 2) * K * _LINE
+            _tile(first + 4 * n * stride, stride, weights, panel, K, b + 4 * begin, place, width, adding, ahead)
     if silu:
         for n in range(count):
             for i in range(width):
@@ -213,4 +250,4 @@ def convolve_rows(images, weights, bias, num_outputs, stride, out):
             panel, own = w + 4 * K * WIDTH * (i * num_panels + p), b + 4 * (i * num_biases + begin)
             for n in range(0, num_outputs, ROWS):
                 window, place = x + 4 * (i * size + n * stride), y + 4 * (n * width + begin)
-                _tile(window, stride, weights, panel, K, own, place, width, i)
+                _tile(window, stride, weights, panel, K, own, place, width, i, panel)

@@ -28,9 +28,9 @@ class CompiledGreedy:
     def __init__(self, model: AcousticModel, rows: StateRows) -> None:
         self._kernels, self._model = compiled_kernels(), model
         joiner = model.joiner
-        weights = (joiner.project_predictor.weight, joiner.output.weight, joiner.output.bias)
+        predictor = joiner.project_predictor.weight.detach().numpy()
         self._places = [start // torch.float32.itemsize for start in rows.starts[1:]]
-        self._arrays = (*model.predictor.arrays, *(weight.detach().numpy() for weight in weights))
+        self._arrays = (*joiner.project_encoder.panels, *model.predictor.arrays, predictor, *joiner.output.panels)
 
     @staticmethod
     def fits(model: AcousticModel) -> bool:
@@ -42,9 +42,8 @@ class CompiledGreedy:
     ) -> list[tuple[list[int], list[int], list[float]]]:
         """Tokens, frames and confidences of each stream. enc (B, T, D), lengths (B,) valid frames; table (B, bytes) of
         rows, whose states move."""
-        frames = self._model.joiner.project_encoder(enc).numpy()
         states = table.view(torch.float32).numpy()
-        arrays = (frames, lengths.numpy(), states, *self._places, *self._arrays)
+        arrays = (enc.contiguous().numpy(), lengths.numpy(), states, *self._places, *self._arrays)
         numbers = np.float32(options.blank_penalty), np.float32(options.temperature), options.max_symbols
         *columns, counts = self._kernels.search_greedily(*arrays, self._model.blank_id, *numbers)
         columns, end, found = [column.tolist() for column in columns], 0, []

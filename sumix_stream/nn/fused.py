@@ -130,33 +130,25 @@ class FusedSteps:
     def _of_layers(self, encoder: ConformerEncoder, fresh: object, at: Sequence, bf16: bool) -> tuple:
         """Arguments of `step_layers` after the states."""
         kernels, layers = self._kernels, encoder.layers
-        halves = [(layer.ffn1, layer.ffn2) for layer in layers]
 
-        def product(linear_of: Callable[[nn.Module], nn.Linear]) -> tuple[np.ndarray, np.ndarray]:
+        def product(linear_of: Callable[[nn.Module], nn.Linear], scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
             linears = [linear_of(layer) for layer in layers]
-            biases = (
-                linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
-                for linear in linears
-            )
-            return _stack(linear.weight for linear in linears), _stack(biases)
-
-        def both(number: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-            pairs = [[branch[number] for branch in pair] for pair in halves]
-            weights = np.stack([_stack(scale * linear.weight for linear in pair) for pair in pairs])
-            return weights, np.stack([_stack(scale * linear.bias for linear in pair) for pair in pairs])
+            biases = (torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias for linear in linears)
+            return _stack(scale * linear.weight for linear in linears), _stack(scale * bias for bias in biases)
 
         products = [
-            both(1, 1.0),
-            both(4, 0.5),
+            product(lambda layer: layer.ffn1[1]),
+            product(lambda layer: layer.ffn1[4], 0.5),
             product(lambda layer: layer.mixer.projection),
-            product(lambda layer: layer.mixer.merge_local),
             product(lambda layer: layer.mixer.merge_summary),
+            product(lambda layer: layer.mixer.merge_local),
             product(lambda layer: layer.conv.expand),
             product(lambda layer: layer.conv.out),
+            product(lambda layer: layer.ffn2[1]),
+            product(lambda layer: layer.ffn2[4], 0.5),
         ]
-        weights = tuple(kernels.panels(weight, bf16) for weight, _ in products)
-        biases = tuple(kernels.padded(bias) for _, bias in products)
-        pair_width = max(2 * weight.shape[-2] for weight in weights) if bf16 else 0
+        weights, biases, parts = kernels.in_a_row(products, bf16)
+        pair_width = 2 * int(parts[:, 2].max()) if bf16 else 0
         norms = [
             (layer.ffn1[0], layer.mixer_norm, layer.conv_norm, layer.conv.norm, layer.ffn2[0], layer.norm)
             for layer in layers
@@ -169,7 +161,7 @@ class FusedSteps:
         )
         places = np.array([(*layer.mixer, layer.conv) for layer in at], np.int64)
         kept, unlimited = fresh.mixer.sums.shape[1], fresh.mixer.compensation.shape[1] > 0
-        return places, kept, unlimited, weights, biases, pair_width, norm_arrays, eps, taps, tap_bias
+        return places, kept, unlimited, weights, biases, parts, pair_width, norm_arrays, eps, taps, tap_bias
 
 
 def _factors(encoder: ConformerEncoder) -> torch.dtype:

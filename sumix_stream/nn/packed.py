@@ -16,8 +16,10 @@ predictor and joiner. With AVX-512 a stream's frames are the same bits whatever 
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,6 +60,13 @@ class PackedLinear(nn.Linear):
         if not _is_for_packed(x):
             return super().forward(x)
         return _product(x, self._packed, self.bias)
+
+    @cached_property
+    def panels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and bias as fp32 factors of `sumix_kernels.cpu.multiply`; needs Numba."""
+        from sumix_kernels import cpu
+
+        return cpu.panels(self.weight.detach().numpy()), cpu.padded(self.bias.detach().numpy())
 
     @property
     def dtype(self) -> torch.dtype:

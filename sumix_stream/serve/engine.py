@@ -66,13 +66,13 @@ class Session:
             self.num_pending += len(samples)
             enough = self.num_pending >= self.wanted
         if enough:
-            self.engine.wake()
+            self.engine.wake(self)
 
     def end(self) -> None:
         """No more audio: the last results and `done` will be reported."""
         with self.engine.lock:
             self._ended = True
-        self.engine.wake()
+        self.engine.wake(self)
 
     def close(self) -> None:
         """Forget this session; nothing more is reported."""
@@ -126,8 +126,9 @@ class Engine:
         self.recognizer, self.metrics = recognizer, metrics
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
-        self._work = self._stopping = False
-        self._sessions: dict[Session, None] = {}  # in order of arrival
+        self._stopping = False
+        self._sessions: set[Session] = set()
+        self._due: dict[Session, None] = {}  # in order: those that may have something to be done, as a rule few
         self._thread = threading.Thread(target=self._run, name="recognition", daemon=True)
 
     def start(self) -> None:
@@ -146,18 +147,21 @@ class Engine:
         """A new session for audio of `sample_rate` Hz."""
         session = Session(self, sample_rate, report)
         with self.lock:
-            self._sessions[session] = None
+            self._sessions.add(session)
         return session
 
     def remove(self, session: Session) -> None:
         with self.lock:
             session.closed = True
-            self._sessions.pop(session, None)
+            self._sessions.discard(session)
+            self._due.pop(session, None)
 
-    def wake(self) -> None:
+    def wake(self, session: Session) -> None:
+        """Have a look at it."""
         with self.lock:
-            self._work = True
-            self._wake.notify()
+            if not session.closed:
+                self._due[session] = None
+                self._wake.notify()
 
     @property
     def num_sessions(self) -> int:
@@ -171,7 +175,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self.lock:
-                self._wake.wait_for(lambda: self._work or self._stopping)
+                self._wake.wait_for(lambda: self._due or self._stopping)
                 if self._stopping:
                     return
             self.turn()
@@ -179,17 +183,13 @@ class Engine:
     def turn(self) -> bool:
         """One round, if anything is to be done; whether more is. Of an engine without a thread, in its owner's."""
         with self.lock:
-            if not self._work:
-                return False
-            self._work = False
-        if self._round():
-            self.wake()
-        return self._work
+            sessions, self._due = list(self._due), {}
+        if sessions:
+            self._round(sessions)
+        return bool(self._due)
 
-    def _round(self) -> bool:
-        """Feed all, move all that are ready by one chunk, report. Whether there is more to do at once."""
-        with self.lock:
-            sessions = list(self._sessions)
+    def _round(self, sessions: Sequence[Session]) -> None:
+        """Feed all, move all that are ready by one chunk, report; those that have more to do are due again."""
         for session in sessions:
             self._guarded(self._feed, session)
         ready = [session for session in sessions if not session.closed and session.stream and session.stream.is_ready]
@@ -200,10 +200,9 @@ class Engine:
         for session in sessions:
             if session.finishing and not session.closed and session.stream.is_finished:
                 self._guarded(self._finish, session)
-        return any(
-            not session.closed and (session.has_input or (session.stream is not None and session.stream.is_ready))
-            for session in sessions
-        )
+        for session in sessions:
+            if session.has_input or (session.stream is not None and session.stream.is_ready):
+                self.wake(session)
 
     def _guarded(self, action: Callable[[Session], None], session: Session) -> None:
         """What goes wrong with one session ends that one."""
