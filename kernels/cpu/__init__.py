@@ -5,6 +5,7 @@ more than for the work itself. Here a chunk is two functions. Arrays are C-conti
 lengths; nothing is checked. Arithmetic is fp32 to a few units in the last place: tests compare with PyTorch's.
 """
 
+from sumix_kernels.cpu.beam import search_beams
 from sumix_kernels.cpu.fbank import cut_frames, log_mel
 from sumix_kernels.cpu.front_end import enter, step_front_end
 from sumix_kernels.cpu.greedy import search_greedily
@@ -38,6 +39,7 @@ __all__ = [
     "normalise",
     "padded",
     "panels",
+    "search_beams",
     "search_greedily",
     "step_front_end",
     "step_layers",

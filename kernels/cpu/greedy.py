@@ -11,7 +11,7 @@ from sumix_kernels.cpu.products import ROWS, filled_up, multiply
 
 
 @compiled
-def _predict(token, hidden, cell, projection, inputs, recurrent, between, between_bias, project):
+def predict(token, hidden, cell, projection, inputs, recurrent, between, between_bias, project):
     """The LSTM's step for one stream: its hidden and cell (Y, P) and its projection (J,) move."""
     P = hidden.shape[1]
     gates = inputs[token].copy()
@@ -27,6 +27,18 @@ def _predict(token, hidden, cell, projection, inputs, recurrent, between, betwee
             hidden[y, p] = sigmoid(gates[3 * P + p]) * tanh(cell[y, p])
     for j in range(len(projection)):
         projection[j] = dot(project[j], hidden[-1])
+
+
+@compiled
+def project_frames(enc, weights, bias):
+    """Encoder frames (B, T, D) in the joiner: (B T and at least ROWS more, J or more)."""
+    B, T, D = enc.shape
+    rows = np.zeros((filled_up(B * T, ROWS), D), np.float32)
+    for b in range(B):
+        rows[b * T : (b + 1) * T] = enc[b]
+    frames = np.zeros((len(rows) + ROWS, len(bias)), np.float32)
+    multiply(rows, B * T, weights, bias, 0, False, frames, np.empty((0, 0), np.int16))
+    return frames
 
 
 def _search(
@@ -49,15 +61,11 @@ def _search(
     Returns:
         Tokens, their frames and their probabilities, stream after stream; and how many each stream emitted, (B,).
     """
-    B, T, D = enc.shape
+    B, T, _ = enc.shape
     J, V = len(project), inputs.shape[0]
     Y, P = recurrent.shape[0], recurrent.shape[2]
     no_pairs = np.empty((0, 0), np.int16)
-    rows = np.zeros((filled_up(B * T, ROWS), D), np.float32)
-    rows[: B * T] = enc.reshape(B * T, D)
-    frames = np.empty((len(rows) + ROWS, len(encoder_bias)), np.float32)  # and room for a window beyond the end
-    frames[len(rows) :] = ZERO
-    multiply(rows, B * T, project_encoder, encoder_bias, 0, False, frames, no_pairs)
+    frames = project_frames(enc, project_encoder, encoder_bias)
     joined, logits = np.empty((ROWS, J), np.float32), np.empty((ROWS, len(output_bias)), np.float32)
     tokens, places, confidence = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.float32)
     counts, size = np.zeros(B, np.int64), 0
@@ -91,7 +99,7 @@ def _search(
             tokens[size], places[size], confidence[size] = best, t, ONE / total
             size, here, seen = size + 1, here + 1, 0  # the predictor moves, and with it all logits
             counts[b] += 1
-            _predict(best, hidden, cell, projection, inputs, recurrent, between, between_bias, project)
+            predict(best, hidden, cell, projection, inputs, recurrent, between, between_bias, project)
             if here == max_symbols:
                 t, here = t + 1, 0
     return tokens[:size], places[:size], confidence[:size], counts

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from sumix_stream.decode import fusion
 from sumix_stream.decode.acoustics import AcousticModel
+from sumix_stream.decode.compiled_beam import search_beams
+from sumix_stream.decode.compiled_greedy import can_compile
 from sumix_stream.decode.fusion import Fusion, FusionState
 from sumix_stream.decode.greedy import GreedyState, emit
 from sumix_stream.decode.history import Alignments, History
@@ -209,16 +211,38 @@ def cut(model: AcousticModel, state: BeamState, options: SearchOptions, forget: 
 
 
 def _search(model: AcousticModel, enc: Tensor, lengths: Tensor, state: BeamState, options: SearchOptions) -> BeamState:
-    """Go on over frames (B, T, D) of streams sorted by falling length."""
+    """Go on over frames (B, T, D) of streams sorted by falling length; of `state` nothing is kept by others."""
     fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, enc.device)
-    frames = model.joiner.project_encoder(enc)  # (B, T, J)
-    num_active = (lengths[:, None] > torch.arange(enc.shape[1], device=enc.device)).sum(0).tolist()
     beams = state.beams._replace(fused=fused.enter(state.beams.fused))
     best = state.best.clone()
-    finished: list[Beams] = []
-    bonus = fused.bonus(beams.fused) if fused else None
     alignments = Alignments(enc.shape[0], state.beam, model.blank_id, enc.device)
     k = state.beam
+    if not fused and can_compile(model):
+        search_beams(model, enc, lengths, beams, best, alignments, options, _MULTIPLIER)
+    else:
+        beams = _search_frames(model, enc, lengths, beams, best, fused, alignments, options)
+    history = alignments.append_to(state.history, state.num_frames)
+    history = history.settle(beams.scores.view(-1, k) > -torch.inf)
+    beams = beams._replace(fused=fused.leave(beams.fused))
+    return BeamState(k, beams, best, state.num_frames + lengths, history, state.hotwords)
+
+
+def _search_frames(
+    model: AcousticModel,
+    enc: Tensor,
+    lengths: Tensor,
+    beams: Beams,
+    best: Tensor,
+    fused: Fusion,
+    alignments: Alignments,
+    options: SearchOptions,
+) -> Beams:
+    """One frame of all streams after the other; `best` is moved in place."""
+    frames = model.joiner.project_encoder(enc)  # (B, T, J)
+    num_active = (lengths[:, None] > torch.arange(enc.shape[1], device=enc.device)).sum(0).tolist()
+    finished: list[Beams] = []
+    bonus = fused.bonus(beams.fused) if fused else None
+    k = options.beam
     for frame, active in zip(frames.unbind(1), num_active, strict=True):
         if active == 0:
             break
@@ -227,11 +251,7 @@ def _search(model: AcousticModel, enc: Tensor, lengths: Tensor, state: BeamState
             beams = states.map_states(lambda part, n=active * k: part[:n], beams)
             bonus = None if bonus is None else bonus[: active * k]
         beams, bonus = _frame(model, frame[:active], beams, best[:active], fused, bonus, alignments, options)
-    beams = states.map_states(lambda *parts: torch.cat(parts), beams, *reversed(finished)) if finished else beams
-    history = alignments.append_to(state.history, state.num_frames)
-    history = history.settle(beams.scores.view(-1, k) > -torch.inf)
-    beams = beams._replace(fused=fused.leave(beams.fused))
-    return BeamState(k, beams, best, state.num_frames + lengths, history, state.hotwords)
+    return states.map_states(lambda *parts: torch.cat(parts), beams, *reversed(finished)) if finished else beams
 
 
 def _frame(

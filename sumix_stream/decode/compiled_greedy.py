@@ -17,6 +17,18 @@ from sumix_stream.nn.packed import PackedPredictor
 from sumix_stream.nn.states import StateRows
 
 
+def can_compile(model: AcousticModel) -> bool:
+    """Whether a model is a packed one, and Numba is here."""
+    return isinstance(model.predictor, PackedPredictor) and compiled_kernels() is not None
+
+
+def search_arrays(model: AcousticModel) -> tuple[np.ndarray, ...]:
+    """Joiner and predictor of a packed model as compiled searches take them."""
+    joiner = model.joiner
+    predictor = joiner.project_predictor.weight.detach().numpy()
+    return (*joiner.project_encoder.panels, *model.predictor.arrays, predictor, *joiner.output.panels)
+
+
 class CompiledGreedy:
     """The search over rows of states.
 
@@ -27,15 +39,8 @@ class CompiledGreedy:
 
     def __init__(self, model: AcousticModel, rows: StateRows) -> None:
         self._kernels, self._model = compiled_kernels(), model
-        joiner = model.joiner
-        predictor = joiner.project_predictor.weight.detach().numpy()
         self._places = [start // torch.float32.itemsize for start in rows.starts[1:]]
-        self._arrays = (*joiner.project_encoder.panels, *model.predictor.arrays, predictor, *joiner.output.panels)
-
-    @staticmethod
-    def fits(model: AcousticModel) -> bool:
-        """Whether a model is a packed one, and Numba is here."""
-        return isinstance(model.predictor, PackedPredictor) and compiled_kernels() is not None
+        self._arrays = search_arrays(model)
 
     def search(
         self, enc: Tensor, lengths: Tensor, table: Tensor, options: SearchOptions

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sumix_stream.decode.acoustics import AcousticModel
-from sumix_stream.decode.compiled_greedy import CompiledGreedy
+from sumix_stream.decode.compiled_greedy import CompiledGreedy, can_compile
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.nn import states
 from sumix_stream.nn.states import PredictorState, StateRows
@@ -84,7 +84,7 @@ def greedy_decode(
     batch_size, num_frames, _ = enc.shape
     assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
     state = state or GreedyState.init(model, batch_size)
-    if CompiledGreedy.fits(model):
+    if can_compile(model):
         rows = StateRows(state)
         table = torch.stack(rows.split(state))
         found = CompiledGreedy(model, rows).search(enc, lengths, table, options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sumix_stream.decode.acoustics import AcousticModel
-from sumix_stream.decode.compiled_greedy import CompiledGreedy
+from sumix_stream.decode.compiled_greedy import CompiledGreedy, can_compile
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
 from sumix_stream.decode.options import GREEDY, SearchOptions
 from sumix_stream.nn import states
@@ -72,7 +72,7 @@ class GreedySearch:
 
     @cached_property
     def _compiled(self) -> CompiledGreedy | None:
-        return CompiledGreedy(self.model, self._rows) if CompiledGreedy.fits(self.model) else None
+        return CompiledGreedy(self.model, self._rows) if can_compile(self.model) else None
 
     @torch.inference_mode()
     def begin(self) -> _GreedyStream:

@@ -4,6 +4,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from conftest import needs_numba
 from talkative import VOCAB_SIZE, talkative_model
 from torch import Tensor
 
@@ -16,16 +17,23 @@ from sumix_stream.decode.hotwords import Hotwords
 from sumix_stream.decode.options import SearchOptions
 from sumix_stream.model.build import build_model
 from sumix_stream.model.transducer import Transducer
+from sumix_stream.nn.packed import pack
+
+WAYS = ["batched", pytest.param("compiled", marks=needs_numba)]  # of all streams at a time, or one by one
 
 
-@pytest.fixture(scope="module")
-def model() -> Transducer:
-    return talkative_model()
+@pytest.fixture(scope="module", params=WAYS)
+def model(request) -> Transducer:
+    return pack(talkative_model()) if request.param == "compiled" else talkative_model()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=WAYS)
+def tiny(request) -> Transducer:
+    return pack(make_tiny()) if request.param == "compiled" else make_tiny()
+
+
 @torch.inference_mode(False)
-def tiny() -> Transducer:
+def make_tiny() -> Transducer:
     """Three tokens and blank, with probabilities far from even."""
     config = ModelConfig(
         encoder=EncoderConfig(dim=8, num_layers=1, ffn_dim=8, num_heads=2, conv_kernel=3, subsampling_channels=2),
@@ -57,6 +65,29 @@ def same(actual: NBest, expected: NBest) -> None:
     for a, e in zip(actual, expected, strict=True):
         assert a.confidence == pytest.approx(e.confidence, abs=1e-5)
         assert a.score == pytest.approx(e.score, abs=1e-4)
+
+
+@needs_numba
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+@pytest.mark.parametrize("options", [{}, {"blank_penalty": 2.0, "temperature": 1.5}], ids=str)
+def test_compiled_searches_find_the_same(monkeypatch, size, options):
+    """Piece after piece, the whole of the state too; streams of several lengths, none among them."""
+    model, wanted = pack(talkative_model()), beam(size, **options)
+    states = [None, None]
+    for _ in range(3):
+        enc, lengths = frames(17, 0, 5, 24)
+        found = []
+        for way, can in enumerate((True, False)):
+            monkeypatch.setattr("sumix_stream.decode.beam.can_compile", lambda model, can=can: can)
+            nbest, states[way] = beam_decode(model, enc, lengths, states[way], wanted)
+            found.append(nbest)
+        for actual, expected in zip(*found, strict=True):
+            same(actual, expected)
+        mine, theirs = (state.beams for state in states)
+        for name in ("hashes", "parents", "last"):
+            alive = theirs.scores > -torch.inf
+            assert torch.equal(getattr(mine, name)[alive], getattr(theirs, name)[alive]), name
+        assert any(scored.tokens for nbest in found[0] for scored in nbest)
 
 
 def lattice_scores(model: Transducer, enc: Tensor, options: SearchOptions) -> dict[tuple[int, ...], float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 import sumix_kernels
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.decode import greedy
-from sumix_stream.decode.compiled_greedy import CompiledGreedy
+from sumix_stream.decode.compiled_greedy import can_compile
 from sumix_stream.decode.greedy import Emissions, GreedyState, greedy_decode
 from sumix_stream.decode.options import SearchOptions
 from sumix_stream.model.build import build_model
@@ -203,6 +203,6 @@ def test_without_numba_packed_models_search_in_batches(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("sumix_kernels.cpu")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(sumix_kernels, "cpu", raising=False)
-    assert not CompiledGreedy.fits(model)
+    assert not can_compile(model)
     for actual, reference in zip(greedy_decode(model, enc, lengths)[0], expected, strict=True):
         same(actual, reference)
