@@ -48,8 +48,8 @@ setup(
         "k2": [],
         # torch.onnx writes through onnxscript; each export is run in onnxruntime before it is given away.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        # Websocket server; its /metrics; compiles what a CPU does between the products of a stream (kernels/cpu),
-        # which PyTorch does without it, in up to twice the time.
+        # Websocket server; its /metrics; compiles what a CPU does for a stream (kernels/cpu), which PyTorch does
+        # without it, in more time.
         "serve": ["websockets>=16", "prometheus-client>=0.20", "numba>=0.62"],
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
