@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -77,7 +78,7 @@ def test_a_wrong_baseline_is_left_out_alone(tmp_path):
     benchmark = with_contender(4, run=lambda inputs, shape: 2 * chunk_summary.masked_product(inputs, shape))
     assert not benchmark.contenders[4].ours
     path = bench_run.run(benchmark, tmp_path, QUICK, say=lambda line: None)
-    assert "| torch | fp32 | forward | 0." in path.read_text()
+    assert re.search(r"\| torch \| fp32 \| forward \| \d+\.\d+", path.read_text())
     assert "- (T, T) product, fp32, T 1024: not run: chunk_summary: (T, T) product is not timed" in path.read_text()
 
 
