@@ -8,7 +8,7 @@ import numpy as np
 
 from sumix_kernels.cpu.compiled import ZERO, compiled, sigmoid
 from sumix_kernels.cpu.layers import finish
-from sumix_kernels.cpu.products import ROWS, convolve_rows, filled_up, multiply
+from sumix_kernels.cpu.products import ROWS, apply_silu, convolve_rows, filled_up, multiply
 
 
 @compiled
@@ -88,9 +88,7 @@ def _step_front_end(
         )  # fmt: skip
         for t in range(C):
             convolve_rows(images[2 * t : 2 * t + 3], weights, biases, F2, 2 * H, y[(b * C + t) * F2 :])
-    for n in range(B * C * F2):
-        for h in range(width):
-            y[n, h] *= sigmoid(y[n, h])
+    apply_silu(y, B * C * F2)
     pairs = np.zeros((len(rows) if pair_width else 0, pair_width), np.int16)
     inputs = y[: len(rows) * F2].reshape(len(rows), F2 * width)
     multiply(inputs, B * C, out, out_bias, 0, False, rows, pairs)

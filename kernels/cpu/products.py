@@ -36,7 +36,8 @@ WIDTH = _VECTORS * _LANES
 
 _LINE = 64  # bytes that a cache fetches at once
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_HALF_STEP, _SIGN_SHIFT, _QUIET = np.int32(0x7FFF), np.int32(16), np.int32(0x7FC0)
+# Of float32's 32 bits bfloat16 keeps the upper 16; less than half a step of it; a quiet NaN.
+_KEPT, _HALF_STEP, _QUIET = np.int32(16), np.int32(0x7FFF), np.int32(0x7FC0)
 llvm.initialize_native_asmparser()  # for the one instruction of bf16
 
 
@@ -182,8 +183,8 @@ def _round(x, count, pairs):
     for n in range(count):
         for k in range(min(K, pairs.shape[1])):
             bits = as_bits(x[n, k])
-            high = bits >> _SIGN_SHIFT
-            rounded = (bits + (_HALF_STEP + (high & np.int32(1)))) >> _SIGN_SHIFT
+            high = bits >> _KEPT
+            rounded = (bits + (_HALF_STEP + (high & np.int32(1)))) >> _KEPT
             pairs[n, k] = np.int16(rounded if x[n, k] == x[n, k] else high | _QUIET)
         for k in range(K, pairs.shape[1]):
             pairs[n, k] = 0
@@ -203,6 +204,14 @@ def _factors_of(x, count, weights, pairs):
         return pairs.ctypes.data, pairs.shape[1] // 2
 
     return rounded
+
+
+@compiled
+def apply_silu(x, count):
+    """SiLU of the first `count` rows of x (n, N), in place."""
+    for n in range(count):
+        for i in range(x.shape[1]):
+            x[n, i] *= sigmoid(x[n, i])
 
 
 @compiled
@@ -227,9 +236,7 @@ def multiply(x, count, weights, bias, adding, silu, out, pairs):
             ahead = panel + 4 * K * WIDTH + (n // ROWS % 2) * K * _LINE
             _tile(first + 4 * n * stride, stride, weights, panel, K, b + 4 * begin, place, width, adding, ahead)
     if silu:
-        for n in range(count):
-            for i in range(width):
-                out[n, i] *= sigmoid(out[n, i])
+        apply_silu(out, count)
 
 
 @compiled

@@ -7,14 +7,16 @@ from talkative import LetterTokenizer, sound, talkative_model
 from sumix_stream.decode.endpoint import Endpointing, EndpointRule
 from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.packed import pack
 
 RATE = 16_000
 
 
-def recognizer(endpointing: Endpointing | None, chunk: int = 4, seed: int = 0) -> StreamingRecognizer:
-    return StreamingRecognizer(
-        talkative_model(seed=seed), LetterTokenizer(), ChunkContext(chunk, 4), endpointing=endpointing
-    )
+def recognizer(
+    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, packed: bool = False
+) -> StreamingRecognizer:
+    model = pack(talkative_model(seed=seed)) if packed else talkative_model(seed=seed)
+    return StreamingRecognizer(model, LetterTokenizer(), ChunkContext(chunk, 4), endpointing=endpointing)
 
 
 def segments(recognizer: StreamingRecognizer, samples: np.ndarray, packet: int) -> list:
@@ -134,8 +136,8 @@ def test_impossible_rules_are_refused(arguments, message):
 @pytest.mark.slow
 def test_an_hour_in_one_stream():
     """State and queue stay small, times count on, and the tokens are those of a stream without endpoints."""
-    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16)
-    plain = recognizer(None, chunk=16)
+    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16, packed=True)
+    plain = recognizer(None, chunk=16, packed=True)  # as served: compiled kernels where Numba is
     minutes, minute = 60, [sound(60.0, seed=seed) for seed in range(3)]
     stream, other = cutting.create_stream(), plain.create_stream()
     found, sizes = [], set()
