@@ -20,7 +20,12 @@ def listing(pid: int) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_servers_end_with_the_benchmark(tmp_path, number):
     command = [sys.executable, BENCH, "serve", "--model", "tiny", "--clients", "1", "--seconds", "60", "--repeats", "0"]
-    bench = subprocess.Popen([*command, "--no-plot", "--out", tmp_path], stdout=subprocess.PIPE, text=True)
+    bench = subprocess.Popen(
+        [*command, "--no-plot", "--out", tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     try:
         while "ours" not in (line := bench.stdout.readline()):  # said when the server is there
             assert line or bench.poll() is None, "it ended early"
