@@ -43,6 +43,7 @@ class LongForm:
     state_nbytes: int
     rss_slope_mb: float | None  # a minute of audio, by least squares, after the first minute
     chunk_ms: tuple[float, ...]  # medians of each minute
+    aged_ms: tuple[float, float] | None  # a chunk of the stream of minute 1 and of the last, in turn
 
     def summary(self) -> str:
         lines = [f"{'minutes':>12}  {'WER':>7}  {'words':>6}  {'chunk, ms':>9}  {'RSS, MB':>8}"]
@@ -62,6 +63,12 @@ class LongForm:
             lines.append(
                 f"a chunk takes {second:.2f} ms in minute 2, {last:.2f} in minute {len(self.chunk_ms)} "
                 f"({last / second - 1:+.1%})"
+            )
+        if self.aged_ms is not None:
+            (young, old), last = self.aged_ms, len(self.chunk_ms)
+            lines.append(
+                f"the stream of minute 1 and that of minute {last}, hearing the same chunk by chunk in turn: "
+                f"{young:.3f} and {old:.3f} ms a chunk ({old / young - 1:+.1%})"
             )
         return "\n".join(lines)
 
@@ -111,7 +118,7 @@ def long_form(
                 streaming.reset(stream)
                 segments += 1
 
-    number = 0
+    number, young = 0, None
     while heard < minutes * 60 * rate:
         utterance = utterances[number % len(utterances)]
         number += 1
@@ -122,6 +129,9 @@ def long_form(
         texts.append((heard / rate, utterance.text))
         if len(rss) < heard / rate / 60 and (memory := _resident_mb()) is not None:
             rss.append((heard / rate / 60, memory))
+        if young is None and heard >= 60 * rate:
+            young = stream.snapshot()
+    old = stream.snapshot()
     streaming.input_finished(stream)
     decode()
     words.extend(streaming.result(stream).text.split())
@@ -132,9 +142,31 @@ def long_form(
     for second, taken in chunk_times:
         by_minute.setdefault(int(second // 60), []).append(1e3 * taken)
     medians = tuple(statistics.median(by_minute[minute]) for minute in sorted(by_minute))
-    return LongForm(
-        bins, everything, heard / rate, segments + 1, state_nbytes, _slope([p for p in rss if p[0] >= 1]), medians
-    )
+    aged = None
+    if young is not None and len(medians) > 2:
+        minute = np.concatenate([part for utterance in utterances for part in (utterance.samples, silence)])
+        aged = _in_turn(streaming, (young, old), np.resize(minute, 60 * rate))
+    slope = _slope([point for point in rss if point[0] >= 1])
+    return LongForm(bins, everything, heard / rate, segments + 1, state_nbytes, slope, medians, aged)
+
+
+def _in_turn(streaming: StreamingRecognizer, snapshots: Iterable[bytes], samples: np.ndarray) -> tuple[float, float]:
+    """Median ms of a chunk of two streams that hear the same; the machine's speed drifts, and drifts for both."""
+    taken: tuple[list[float], list[float]] = [], []
+    rate = streaming.model.timebase.sample_rate
+    packet = streaming.context.chunk_size * streaming.model.timebase.encoder_frame_samples
+    streams = [streaming.restore(data) for data in snapshots]
+    for n, start in enumerate(range(0, len(samples), packet)):
+        for which in (n % 2, 1 - n % 2):
+            stream = streams[which]
+            streaming.accept_waveform(stream, rate, samples[start : start + packet])
+            begin = time.perf_counter()
+            while streaming.decode([stream]):
+                taken[which].append(1e3 * (time.perf_counter() - begin))
+                if streaming.is_endpoint(stream):
+                    streaming.reset(stream)
+                begin = time.perf_counter()
+    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def _bins(

@@ -29,6 +29,7 @@ def test_plays_until_the_time_is_over(recognizer):
     assert [part.end for part in result.bins][:3] == [6.0, 12.0, 18.0]
     assert sum(part.word_errors.num_words for part in result.bins) == result.word_errors.num_words == 12
     assert result.num_segments > 3 and result.state_nbytes > 0
+    assert result.aged_ms is None
     assert "minutes in one stream" in result.summary() and "state" in result.summary()
 
     # The words are those of one stream, cut nowhere.
@@ -39,6 +40,13 @@ def test_plays_until_the_time_is_over(recognizer):
         plain.feed(RATE, silence)
     found = " ".join(errors.hypothesis for errors in result.word_errors.utterances).split()
     assert "".join(found) == "".join(plain.finish().text.split())
+
+
+def test_the_stream_is_compared_with_what_it_was(recognizer):
+    streaming = recognizer.streaming(8, 2, endpointing=Endpointing.sherpa(rule1=0.4, rule2=0.3, rule3=3.0))
+    result = long_form(recognizer, streaming, utterances(["a b", "c"]), 2.2)
+    assert len(result.aged_ms) == 2 and min(result.aged_ms) > 0
+    assert "minute 1 and that of minute 3, hearing the same chunk by chunk in turn" in result.summary()
 
 
 def test_errors_are_counted_where_they_were_made():
