@@ -28,6 +28,8 @@ from sumix_stream.serve.workers import Spawn, Workers
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
+_AT_ONCE = 4  # connections taken before other sockets get their turn again: a crowd must not hold up who streams
+_WAITING = 1024  # connections that the system keeps meanwhile
 
 
 class Server:
@@ -92,7 +94,11 @@ class Server:
             close_timeout=limits.send_seconds,
             ping_timeout=None,  # a pong may wait behind audio that nobody reads yet; who is gone is found idle
             server_header=None,
+            backlog=_AT_ONCE,  # for asyncio both: how many to take at a time, and how many may wait
         )
+        for listening in self._server.sockets:
+            with listening.dup() as same:
+                same.listen(_WAITING)
         return self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -138,6 +139,22 @@ def test_ten_times_too_many_connections():
             assert server.metrics.value("sumix_refused_total", reason="full") == 36
             await until(lambda: server.num_streams == 0)
             await healthy(port)
+
+    run(test)
+
+
+def test_a_crowd_waits_and_is_taken_a_few_at_a_time():
+    async def test():
+        async with serving() as (server, port):
+            crowd = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(100)]  # the loop stands
+            assert not server._sockets
+            numbers = [0]
+            while numbers[-1] < len(crowd):
+                await asyncio.sleep(0)
+                numbers.append(len(server._sockets))
+            assert max(after - before for before, after in pairwise(numbers)) <= 4
+            for one in crowd:
+                one.close()
 
     run(test)
 
