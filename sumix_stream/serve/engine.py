@@ -17,6 +17,7 @@ from sumix_stream.serve import protocol
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
+from sumix_stream.serve.turns import Credit, Turns
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Session:
         self.segment = 0
         self.arrival = 0.0  # of the newest audio that the stream has got
         self.finishing = False  # the stream knows that its input is finished
+        self.credit = Credit(engine.turns.clock())
 
     @property
     def pending_seconds(self) -> float:
@@ -120,10 +122,15 @@ class Engine:
     Args:
         recognizer: used by that thread alone.
         metrics: are kept up to date.
+        clock: the time in seconds, by which streams get their turns.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer, metrics: Metrics) -> None:
+    def __init__(
+        self, recognizer: StreamingRecognizer, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.recognizer, self.metrics = recognizer, metrics
+        self.turns = Turns(clock)
+        self._chunk_seconds = recognizer.model.timebase.encoder_frame_time(recognizer.context.chunk_size)
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._stopping = False
@@ -183,7 +190,9 @@ class Engine:
     def turn(self) -> bool:
         """One round, if anything is to be done; whether more is. Of an engine without a thread, in its owner's."""
         with self.lock:
-            sessions, self._due = list(self._due), {}
+            sessions = self.turns.choose(list(self._due), self._sessions)
+            for session in sessions:
+                del self._due[session]
         if sessions:
             self._round(sessions)
         return bool(self._due)
@@ -242,7 +251,11 @@ class Engine:
         if fault is not None:
             self._fail(sessions[0], fault)
             return []
-        self.metrics.step.observe(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self.turns.took(seconds, len(sessions))
+        for session in sessions:
+            session.credit.spend(self._chunk_seconds)
+        self.metrics.step.observe(seconds)
         self.metrics.batch.observe(len(sessions))
         return sessions
 
