@@ -6,7 +6,9 @@ Reported by bins of the audio's time: word errors, computing time of a chunk, re
 import math
 import os
 import statistics
+import sys
 import time
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +101,10 @@ def long_form(
     rate = recognizer.model.timebase.sample_rate
     silence = np.zeros(round(gap_seconds * rate), np.float32)
     stream = streaming.create_stream()
-    words: list[str] = []
+    words: list[str] = []  # what is noted here counts as memory too, and is kept small
     texts: list[tuple[float, str]] = []  # when each utterance ends, and what was said
     heard, segments, state_nbytes = 0, 0, 0
-    chunk_times: list[tuple[float, float]] = []  # second of audio, computing seconds
+    when, taken = array("d"), array("d")  # of each chunk: second of audio, computing seconds
     rss: list[tuple[float, float]] = []
 
     def decode() -> None:
@@ -111,10 +113,11 @@ def long_form(
             begin = time.perf_counter()
             if not streaming.decode([stream]):
                 return
-            chunk_times.append((heard / rate, time.perf_counter() - begin))
+            taken.append(time.perf_counter() - begin)
+            when.append(heard / rate)
             state_nbytes = max(state_nbytes, stream.state_nbytes)
             if streaming.is_endpoint(stream):
-                words.extend(streaming.result(stream).text.split())
+                words.extend(map(sys.intern, streaming.result(stream).text.split()))
                 streaming.reset(stream)
                 segments += 1
 
@@ -136,11 +139,12 @@ def long_form(
     decode()
     words.extend(streaming.result(stream).text.split())
 
+    chunk_times = list(zip(when, taken, strict=True))
     bins = _bins(texts, words, chunk_times, rss, bin_minutes * 60)
     everything = WordErrors(tuple(errors for part in bins for errors in part.word_errors.utterances))
     by_minute: dict[int, list[float]] = {}
-    for second, taken in chunk_times:
-        by_minute.setdefault(int(second // 60), []).append(1e3 * taken)
+    for second, seconds in chunk_times:
+        by_minute.setdefault(int(second // 60), []).append(1e3 * seconds)
     medians = tuple(statistics.median(by_minute[minute]) for minute in sorted(by_minute))
     aged = None
     if young is not None and len(medians) > 2:
