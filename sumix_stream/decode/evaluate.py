@@ -216,6 +216,7 @@ def streaming_wer(
         )
 
     with _evaluating(model):
+        recognizer.warm_up(1)  # what is compiled at its first use is no chunk's computing time
         while True:
             speakers += [begin(*item) for item in islice(waiting, num_streams - len(speakers))]
             if not speakers:

@@ -211,10 +211,13 @@ class StreamingRecognizer:
             moved.append((stream, frames[:length]))
         return moved
 
-    def warm_up(self) -> None:
-        """Recognise silence in batches of each size that the encoder distinguishes, so that the first speakers do not
-        wait for kernels to be compiled and memory to be had. Takes seconds for a packed model, else a moment."""
-        sizes = self.encoder.batch_sizes or (1,)
+    def warm_up(self, num_streams: int | None = None) -> None:
+        """Recognise silence in batches of each size that the encoder distinguishes, up to `num_streams`, so that the
+        first speakers do not wait for kernels to be compiled and memory to be had.
+
+        Takes seconds for a packed model, else a moment.
+        """
+        sizes = [size for size in self.encoder.batch_sizes or (1,) if num_streams is None or size <= num_streams]
         streams = [self.create_stream() for _ in range(sizes[-1])]
         silence = np.zeros(self.context.chunk_size * self.model.timebase.encoder_frame_samples, np.float32)
         for stream in streams:

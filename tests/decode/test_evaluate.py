@@ -10,6 +10,7 @@ from sumix_stream.data.cuts import Utterance
 from sumix_stream.decode import evaluate
 from sumix_stream.decode.evaluate import Latency, masked_wer, streaming_wer
 from sumix_stream.decode.offline import transcribe_batch
+from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.nn.chunking import ChunkContext
 
 CONTEXT = ChunkContext(8, 2)
@@ -104,6 +105,20 @@ def test_many_streams_share_the_work(ticking):
     assert found.compute_seconds == pytest.approx(alone.compute_seconds)
     assert found.first_token == pytest.approx(alone.first_token)
     assert found.audio_seconds == pytest.approx(16 * 1.28)
+
+
+def test_the_first_use_is_nobody_s_latency(monkeypatch):
+    """What is compiled or loaded then takes seconds, once."""
+    clock, decode, first = [0.0], StreamingRecognizer.decode, [100.0]
+
+    def slow_at_first(self, streams):
+        clock[0] += first.pop() if first else 0.0
+        return decode(self, streams)
+
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(StreamingRecognizer, "decode", slow_at_first)
+    found = streaming_wer(talkative_model(), LetterTokenizer(), utterances(2.0), CONTEXT, num_streams=1)
+    assert clock == [100.0] and found.compute_seconds == 0
 
 
 def test_mode_of_the_model_is_put_back():
