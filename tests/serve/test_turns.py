@@ -1,5 +1,7 @@
 """Streams that are spoken go before recordings; recordings have the rest, and never less than real time."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from serving import PCM, RATE, expected, make_recognizer
@@ -95,10 +97,8 @@ def test_while_somebody_may_speak_recordings_come_a_few_at_a_time_and_in_turn(en
 
 def test_one_that_alone_takes_longer_goes_alone():
     clock = Clock()
-    turns, one = Turns(clock), type("Stream", (), {})
-    due, speaker = [one() for _ in range(3)], one()
-    for stream in (*due, speaker):
-        stream.credit = Credit(clock.now)
+    turns = Turns(clock)
+    *due, speaker = [SimpleNamespace(credit=Credit(clock.now)) for _ in range(4)]
     for stream in due:
         stream.credit.spend(9.0)
     turns.took(0.5, 1)
@@ -129,5 +129,6 @@ def test_tokens_do_not_depend_on_turns(engine, clock):
         Someone(engine).session.push(PCM[:6000])
         engine.turn()
     texts = [event.text for event in file.events if event.kind == "final"]
-    assert len(texts) == len(expected(PCM))
-    assert all(f'"{one.text}"' in text for one, text in zip(expected(PCM), texts, strict=True))
+    alone = expected(PCM)
+    assert len(texts) == len(alone)
+    assert all(f'"{one.text}"' in text for one, text in zip(alone, texts, strict=True))
