@@ -21,6 +21,7 @@ setup(
         *(f"sumix_kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"sumix_kernels": "kernels"},
+    entry_points={"console_scripts": ["sumix = sumix_stream.cli.main:main"]},
     package_data={"sumix_stream.serve": ["page/*", "PROTOCOL.md"]},
     # Ranges say what ought to work; constraints.txt pins what bin/demo and bin/test install and what is tested.
     install_requires=[

@@ -4,10 +4,6 @@ import os
 import sys
 from importlib.util import find_spec
 
-# Of OpenMP's threads, where others share their cores: without it they spin for milliseconds at the end of each short
-# operation, waiting for one that cannot run, and training beside another program took 70 times as long. Alone it
-# takes a tenth longer with it.
-_SPINS = ("GOMP_SPINCOUNT", "1000")
 _ENTERED = "_SUMIX_VENV_ENTERED"  # breaks the loop should an environment not report its own prefix
 
 
@@ -17,8 +13,6 @@ def enter() -> None:
     Arguments, interpreter options, working directory and exit code are kept (the process is replaced). Without a
     .venv the running Python is used, if the project is installed in it; else the command ends with the remedy.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:  # read when PyTorch is imported
-        os.environ.setdefault(*_SPINS)
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     venv = os.path.join(root, ".venv")
     python = os.path.join(venv, "bin", "python")

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sumix_stream.config import ModelConfig
-    from sumix_stream.decode.hypothesis import Hypothesis
-    from sumix_stream.decode.recognizer import Recognizer, load
-    from sumix_stream.model.build import build_model
-    from sumix_stream.nn.chunking import ChunkContext
+    from sumix_stream.context import ChunkContext
+    from sumix_stream.search.hypothesis import Hypothesis
+    from sumix_stream.streaming.recognizer import Recognizer, load
+    from sumix_stream.tasks.build import build_model
 
 __version__ = "0.1.0"
 __all__ = ["ChunkContext", "Hypothesis", "ModelConfig", "Recognizer", "build_model", "load"]
 
 _HOME = {
-    "ChunkContext": "sumix_stream.nn.chunking",
-    "Hypothesis": "sumix_stream.decode.hypothesis",
+    "ChunkContext": "sumix_stream.context",
+    "Hypothesis": "sumix_stream.search.hypothesis",
     "ModelConfig": "sumix_stream.config",
-    "Recognizer": "sumix_stream.decode.recognizer",
-    "build_model": "sumix_stream.model.build",
-    "load": "sumix_stream.decode.recognizer",
+    "Recognizer": "sumix_stream.streaming.recognizer",
+    "build_model": "sumix_stream.tasks.build",
+    "load": "sumix_stream.streaming.recognizer",
 }
 
 

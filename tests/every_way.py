@@ -23,18 +23,18 @@ from serving import RATE, serving, uri
 
 import sumix_stream as sx
 from sumix_stream.audio import check_samples, read_audio, resample
-from sumix_stream.decode.beam_search import make_search
-from sumix_stream.decode.endpoint import Endpointing
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.offline import transcribe_batch
-from sumix_stream.decode.options import SearchOptions
-from sumix_stream.decode.recognizer import Recognizer
-from sumix_stream.decode.streaming import Stream, StreamingRecognizer
+from sumix_stream.context import ChunkContext
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.export import FORMATS
 from sumix_stream.features import fbank
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.search.beam_search import make_search
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
+from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.offline import transcribe_batch
+from sumix_stream.streaming.recognizer import Recognizer
+from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 
 FORMAT = FORMATS["sherpa-onnx"]
 SEARCH = SearchOptions(max_symbols=stock_sherpa.MAX_SYMBOLS)

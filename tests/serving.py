@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 import numpy as np
 from talkative import LetterTokenizer, sound, talkative_model
 
-from sumix_stream.decode.endpoint import Endpointing
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.streaming import StreamingRecognizer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.serve.client import Transcript, transcribe
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.server import Server
 from sumix_stream.serve.workers import Spawn
+from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 RATE = 16_000
 PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)

@@ -16,8 +16,8 @@ import numpy as np
 from processes import running
 from websockets.asyncio.client import connect
 
+from sumix_stream.context import ChunkContext
 from sumix_stream.export import sherpa
-from sumix_stream.nn.chunking import ChunkContext
 
 MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx; ours are asked for as many
 PACKETS = [1, 7, 160, 1000, 4801, 333]  # samples, in turn

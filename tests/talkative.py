@@ -8,10 +8,10 @@ import torch
 
 from sumix_stream.audio import resample
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
+from sumix_stream.context import ChunkContext
 from sumix_stream.features import fbank
-from sumix_stream.model.build import build_model
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.tasks.build import build_model
+from sumix_stream.tasks.transducer.model import Transducer
 
 VOCAB_SIZE = 24
 BLANK_BIAS = 6.5

@@ -17,7 +17,7 @@ from sumix_stream.config import (
     SpecAugmentConfig,
     TrainConfig,
 )
-from sumix_stream.config_reader import dump_yaml, from_dict, load_recipe, to_dict
+from sumix_stream.config.reader import dump_yaml, from_dict, load_recipe, to_dict
 
 
 def write_recipe(folder, text, name="tiny.yaml"):

@@ -6,8 +6,8 @@ import pytest
 from every_way import compare, table
 from talkative import LetterTokenizer, sound, talkative_model
 
-from sumix_stream.decode.recognizer import Recognizer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.streaming.recognizer import Recognizer
 
 pytest.importorskip("sherpa_onnx")
 

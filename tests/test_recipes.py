@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from data.trees import write_digits, write_librispeech, write_voxpopuli
+from trees import write_digits, write_librispeech, write_voxpopuli
 
-from sumix_stream.config_reader import load_recipe
+from sumix_stream.config.reader import load_recipe
+from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts, read_valid
-from sumix_stream.data.corpus import read_stats
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 

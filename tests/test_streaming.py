@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talkative import MIXERS, LetterTokenizer, sound, talkative_model
 
-from sumix_stream.decode.exactness import TOLERANCE, Exactness, compare, exactness_grid
-from sumix_stream.decode.offline import encode_masked, transcribe_batch
-from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.evaluate.exactness import TOLERANCE, Exactness, compare, exactness_grid
 from sumix_stream.features import fbank
-from sumix_stream.model.build import build_model
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder
-from sumix_stream.nn.packed import pack
+from sumix_stream.runtime.packed import pack
+from sumix_stream.streaming.offline import encode_masked, transcribe_batch
+from sumix_stream.streaming.stream import StreamingRecognizer
+from sumix_stream.tasks.build import build_model
 
 TOKENIZER = LetterTokenizer()
 RATE = 16_000

@@ -1,4 +1,4 @@
-"""Modified beam search of a transducer: what `decode/beam.py` computes without language model and hotwords.
+"""Modified beam search of a transducer: what `search/beam.py` computes without language model and hotwords.
 
 B streams, T encoder frames, K hypotheses of a stream, V tokens, J joiner and P predictor channels, Y predictor layers.
 """
@@ -85,11 +85,11 @@ def _search(
 
     Args:
         enc: (B, T, D) encoder frames. lengths: (B,) valid ones.
-        scores, hashes, parents, last: (B, K), as of `decode.beam.Beams`; moved, as are projections (B, K, J), hidden
+        scores, hashes, parents, last: (B, K), see `search.beam.Beams`; moved, as are projections (B, K, J), hidden
             and cell (B, K, Y, P), and best (B,) in fp64.
         project_encoder ... output_bias: as of `search_greedily`.
         multiplier: of the hash.
-        aligned_parents, aligned_tokens, log_probs: (T, B, K), written: what `decode.history.Alignments.add` takes.
+        aligned_parents, aligned_tokens, log_probs: (T, B, K), written: what `search.history.Alignments.add` takes.
     """
     B, T, _ = enc.shape
     K, J, V = scores.shape[1], projections.shape[2], inputs.shape[0]

@@ -57,7 +57,7 @@ def _search(
         inputs: (V, 4P) the first layer's part of the gates by token, biases included.
         recurrent, between, between_bias: (Y, 4P, P), (Y - 1, 4P, P) and (Y - 1, 4P) of the LSTM.
         project: (J, P) of the joiner. output, output_bias: to V, as of `panels` and `padded`.
-        blank_penalty, temperature, max_symbols: as of decode.options.SearchOptions.
+        blank_penalty, temperature, max_symbols: see search.options.SearchOptions.
     Returns:
         Tokens, their frames and their probabilities, stream after stream; and how many each stream emitted, (B,).
     """

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape, Work, random_tensors
 from sumix_stream.config import PRESETS, ModelConfig
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.conformer import ConformerEncoder
 from sumix_stream.features import NUM_BINS
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder
 from sumix_stream.timebase import Timebase
 
 FEATURE_FRAMES_PER_SECOND = Timebase().sample_rate // Timebase().frame_shift

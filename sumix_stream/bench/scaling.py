@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from sumix_stream.config import PRESETS
-from sumix_stream.model.transducer import Transducer
+from sumix_stream.tasks.transducer.model import Transducer
 
 BUCKET_BYTES = 25 * 2**20  # of DistributedDataParallel; a step's last bucket finds no backward pass to hide behind
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape, only_on_gpu, random_tensors
 from sumix_stream.bench.encoder import TOLERANCE, autocast, context_of, mixer_config
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.states import EncoderState
 from sumix_stream.features import NUM_BINS
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder
-from sumix_stream.nn.slots import EncoderSlots
-from sumix_stream.nn.states import EncoderState
+from sumix_stream.runtime.cuda_graph import EncoderSlots
 from sumix_stream.timebase import Timebase
 
 Step = Callable[[Tensor, Tensor], Tensor]  # features of a chunk and their lengths -> output; the state goes on inside

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape
 from sumix_stream.bench.encoder import TOLERANCE, audio_figures, autocast, context_of, make_features, mixer_config
-from sumix_stream.losses.transducer import LossScales
-from sumix_stream.model.build import build_model
+from sumix_stream.tasks.build import build_model
+from sumix_stream.tasks.transducer.losses import LossScales
 from sumix_stream.timebase import Timebase
 
 _SCALES = LossScales(0.5, 1.0, 0.3)

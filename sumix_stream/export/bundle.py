@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sumix_stream.model.bundle import Bundle
+from sumix_stream.runtime.bundle import Bundle
 
 MAX_SYMBOLS = 5  # tokens a frame may emit in `greedy`
 

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sumix_stream.config_reader import to_dict
+from sumix_stream.config.reader import to_dict
+from sumix_stream.context import ChunkContext
 from sumix_stream.export.parity import Parity
-from sumix_stream.model.bundle import Bundle
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import Bundle
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import format_duration
 
 README, CARD = "README.md", "card.json"

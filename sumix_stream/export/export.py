@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sumix_stream.data.cuts import load_cuts, read_valid
+from sumix_stream.context import ChunkContext
+from sumix_stream.data.manifests import load_cuts, read_valid
 from sumix_stream.export import card, how_to, plain, program, sherpa
 from sumix_stream.export.card import Facts, Measured, Origin
 from sumix_stream.export.parity import Search, check_parity, read_utterances, synthetic_speech
 from sumix_stream.export.quantise import Score, check_budget, quantise, word_errors
 from sumix_stream.export.steps import EncoderStep
-from sumix_stream.model import bundle
-from sumix_stream.model.bundle import Bundle, OnnxBundle, SherpaBundle
-from sumix_stream.model.checkpoint import TOKENIZER, write_directory_atomically
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime import bundle
+from sumix_stream.runtime.bundle import Bundle, OnnxBundle, SherpaBundle
+from sumix_stream.tasks.checkpoint import TOKENIZER, write_directory_atomically
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import Tokenizer
 
 

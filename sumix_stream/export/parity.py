@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sumix_stream.audio import read_audio, resample
+from sumix_stream.context import ChunkContext
 from sumix_stream.data.babble import babble
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.features import fbank
-from sumix_stream.model.bundle import Bundle
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import Bundle
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import Timebase
 
 TOLERANCE = 1e-4  # absolute, on LayerNormed encoder frames

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sumix_stream.context import ChunkContext
 from sumix_stream.export.graph import export_onnx
 from sumix_stream.export.steps import EncoderStep, JoinerStep, PredictorStep
 from sumix_stream.features import NUM_BINS
-from sumix_stream.model.bundle import ENCODER, JOINER, NEXT, PREDICTOR, TOKENS, UNLIMITED
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import ENCODER, JOINER, NEXT, PREDICTOR, TOKENS, UNLIMITED
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import BLANK_PIECE, Tokenizer
 
 

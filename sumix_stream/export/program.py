@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sumix_stream.context import ChunkContext
 from sumix_stream.export import plain
 from sumix_stream.export.graph import export_program, quiet
 from sumix_stream.export.steps import EncoderStep
-from sumix_stream.model.bundle import TOKENS, Bundle, State
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import TOKENS, Bundle, State
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import Tokenizer
 
 ENCODER, PREDICTOR, JOINER = "encoder.pt2", "predictor.pt2", "joiner.pt2"

@@ -14,11 +14,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.graph import annotate
 from sumix_stream.features import fbank
-from sumix_stream.model.bundle import Bundle
+from sumix_stream.runtime.bundle import Bundle
 from sumix_stream.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from sumix_stream.data.cuts import Utterance
+    from sumix_stream.data.manifests import Utterance
 
 PRODUCTS = ["MatMul", "Gemm"]  # convolutions, norms, the LSTM and the embedding stay in fp32
 _BATCH = 16  # utterances decoded together

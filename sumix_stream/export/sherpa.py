@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumix_stream.context import ChunkContext
 from sumix_stream.export.graph import export_onnx
 from sumix_stream.export.steps import EncoderStep, LstmStep
 from sumix_stream.features import NUM_BINS
-from sumix_stream.model.bundle import CACHES, DECODER, ENCODER, JOINER, LEFT_CONTEXT, SAMPLE_RATE, TOKENS, UNLIMITED
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import CACHES, DECODER, ENCODER, JOINER, LEFT_CONTEXT, SAMPLE_RATE, TOKENS, UNLIMITED
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import BLANK_PIECE, Tokenizer
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn import states
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder
-from sumix_stream.nn.states import EncoderState
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders import states
+from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.states import EncoderState
+from sumix_stream.tasks.transducer.model import Transducer
 
 
 class EncoderStep(nn.Module):

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import pacing
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.server import Server
 from sumix_stream.serve.workers import Spawn, default_workers
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 TOKEN_VARIABLE = "SUMIX_SERVE_TOKEN"
 _SWITCH_SECONDS = (

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sumix_stream.decode.streaming import Stream, StreamingRecognizer
 from sumix_stream.serve import protocol
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
 from sumix_stream.serve.turns import Credit, Turns
+from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 
 _log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from sumix_stream.decode.streaming import StreamingRecognizer
-from sumix_stream.model.transducer import Transducer
+from sumix_stream.streaming.stream import StreamingRecognizer
+from sumix_stream.tasks.transducer.model import Transducer
 
 START_SECONDS = 120.0
 _END_SECONDS = 5.0  # from a closed pipe to the process's end

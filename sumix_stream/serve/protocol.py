@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check_samples
-from sumix_stream.decode.hypothesis import Word
+from sumix_stream.search.hypothesis import Word
 
 VERSION = 1
 PATH = "/stream"

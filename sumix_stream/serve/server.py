@@ -15,7 +15,6 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import http, protocol
 from sumix_stream.serve.engine import Engine, Event
 from sumix_stream.serve.limits import Limits
@@ -25,6 +24,7 @@ from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.reading import Client, DirectConnection, Post, last_words
 from sumix_stream.serve.workers import Spawn, Workers
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead

@@ -5,9 +5,9 @@ A segment may hold minutes, and every chunk of it is reported.
 
 from __future__ import annotations
 
-from sumix_stream.decode.greedy import Emissions
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.words import words_of
+from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.words import words_of
 from sumix_stream.serve import protocol
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer

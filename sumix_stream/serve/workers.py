@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sumix_stream.decode.streaming import StreamingRecognizer
 from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.nursery import START_SECONDS, Nursery, can_be_copied
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
 _STOP_SECONDS = 5.0

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from sumix_stream.config import ConfigError
-from sumix_stream.config_reader import load_recipe, load_yaml
-from sumix_stream.train.records import RunRecords
+from sumix_stream.config.reader import load_recipe, load_yaml
+from sumix_stream.report.records import RunRecords
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _KEYS = {"base", "common", "runs"}

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 from sumix_stream.config import TrainConfig
-from sumix_stream.data.batches import Batch
+from sumix_stream.data.batching.loader import Batch
 from sumix_stream.timebase import Timebase
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from sumix_stream.data.batches import Batch
+from sumix_stream.data.batching.loader import Batch
 from sumix_stream.train.metrics import LOGGER
-from sumix_stream.train.state import TrainerState
+from sumix_stream.train.resume import TrainerState
 
 
 class Loader(Protocol):

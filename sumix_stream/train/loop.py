@@ -17,14 +17,16 @@ import torch
 from lightning_fabric import Fabric
 
 from sumix_stream.config import RecipeConfig
-from sumix_stream.config_reader import to_dict
-from sumix_stream.data.batches import Batch
-from sumix_stream.losses.transducer import TransducerLoss, loss_scales
-from sumix_stream.model.checkpoint import CheckpointError
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext, ChunkSampler
+from sumix_stream.config.reader import to_dict
+from sumix_stream.context import ChunkContext
+from sumix_stream.data.batching.loader import Batch
+from sumix_stream.encoders.chunking import ChunkSampler
+from sumix_stream.report.run_page import RunPage, setting_changes, system_facts
+from sumix_stream.tasks.checkpoint import CheckpointError
+from sumix_stream.tasks.transducer.losses import TransducerLoss, loss_scales
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import Tokenizer
-from sumix_stream.train import state as run_state
+from sumix_stream.train import resume as run_state
 from sumix_stream.train.agreement import Agreement
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
@@ -35,8 +37,7 @@ from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
 from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
 from sumix_stream.train.precision import make_fabric
-from sumix_stream.train.run_page import RunPage, setting_changes, system_facts
-from sumix_stream.train.state import TrainerState
+from sumix_stream.train.resume import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
 from sumix_stream.train.trial import try_batches
 

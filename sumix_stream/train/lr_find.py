@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sumix_stream.config import RecipeConfig
-from sumix_stream.data.batches import Batch
-from sumix_stream.model.checkpoint import write_text_atomically
-from sumix_stream.train.chart import Series, line_chart
+from sumix_stream.data.batching.loader import Batch
+from sumix_stream.report.chart import Series, line_chart
+from sumix_stream.report.page import page
+from sumix_stream.report.records import METRICS
+from sumix_stream.tasks.checkpoint import write_text_atomically
 from sumix_stream.train.epochs import Loader
 from sumix_stream.train.loop import DivergenceError, Trainer
-from sumix_stream.train.metrics import METRICS
-from sumix_stream.train.page import page
 
 LOW, HIGH = 1e-5, 1.0  # rates of the first and the last step
 STEPS = 150

@@ -11,8 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from sumix_stream.data.batches import Batch
-from sumix_stream.losses.transducer import TransducerLoss
+from sumix_stream.data.batching.loader import Batch
+from sumix_stream.tasks.transducer.losses import TransducerLoss
 from sumix_stream.train.modules import ModuleNorms
 
 Item = TypeVar("Item")

@@ -13,12 +13,12 @@ from typing import Any
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from sumix_stream.model.checkpoint import write_text_atomically
+from sumix_stream.report.records import RUNS, VALIDATION
+from sumix_stream.tasks.checkpoint import write_text_atomically
 from sumix_stream.train.measures import Interval, StepReport
 
 LOGGER = logging.getLogger("sumix_stream")
 _PARTS = ("simple", "pruned", "ctc", "consistency")  # of the loss
-METRICS, RUNS, VALIDATION = "metrics.jsonl", "runs.jsonl", "valid.json"
 
 
 class RunLog:

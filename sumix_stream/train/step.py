@@ -15,9 +15,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from sumix_stream.config import RecipeConfig
-from sumix_stream.data.batches import Batch
-from sumix_stream.losses.transducer import LossScales, TransducerLoss
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.data.batching.loader import Batch
+from sumix_stream.tasks.transducer.losses import LossScales, TransducerLoss
 from sumix_stream.timebase import Timebase
 from sumix_stream.train.metrics import LOGGER
 

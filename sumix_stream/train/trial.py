@@ -10,10 +10,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from sumix_stream.config import RecipeConfig
-from sumix_stream.data.batches import Batch
-from sumix_stream.losses.transducer import loss_scales
-from sumix_stream.model.transducer import Transducer
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.data.batching.loader import Batch
+from sumix_stream.tasks.transducer.losses import loss_scales
+from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.train.metrics import LOGGER
 from sumix_stream.train.step import describe_batch, free_memory, gradients_of, is_out_of_memory, reason_of, remedy
 

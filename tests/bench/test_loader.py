@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from data.trees import write_cuts_and_tokenizer
+from trees import write_cuts_and_tokenizer
 
 from sumix_stream.bench import loader as bench
 from sumix_stream.config import ConcatenateConfig, DataConfig, NoiseConfig, PauseConfig, RecipeConfig, ReverbConfig
 from sumix_stream.config import TokenizerConfig as Tokenizer
-from sumix_stream.config_reader import dump_yaml
-from sumix_stream.data import batches
+from sumix_stream.config.reader import dump_yaml
+from sumix_stream.data.batching import loader as batches
 
 
 @pytest.fixture(scope="module")

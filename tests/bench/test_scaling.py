@@ -15,7 +15,7 @@ from sumix_stream.bench.scaling import (
     loader_rate,
     parameters,
 )
-from sumix_stream.model.build import build_model
+from sumix_stream.tasks.build import build_model
 
 QUIET = Cluster(gpus=4, within=100.0, between=10.0, within_latency=0.0, between_latency=0.0, spread=0.0, backward=0.5)
 

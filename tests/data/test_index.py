@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.trees import WORDS, write_cuts_and_tokenizer
+from trees import WORDS, write_cuts_and_tokenizer
 
+from sumix_stream.corpora.shar import write_shar
 from sumix_stream.data import ManifestError, load_cuts
-from sumix_stream.data import index as module
-from sumix_stream.data.cuts import cut_text
-from sumix_stream.data.index import UNKNOWN, CutIndex
-from sumix_stream.data.shar import write_shar
+from sumix_stream.data.batching import index as module
+from sumix_stream.data.batching.index import UNKNOWN, CutIndex
+from sumix_stream.data.manifests import cut_text
 from sumix_stream.tokenizer import train_tokenizer
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data.trees import write_cuts_and_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
+from trees import write_cuts_and_tokenizer
 
 from sumix_stream.config import ConcatenateConfig, ConfigError, DataConfig, PauseConfig
 from sumix_stream.data import TrainLoader
-from sumix_stream.data.joining import GAP, Joiner, spoken
-from sumix_stream.data.plan import Lengths
+from sumix_stream.data.augment.joining import GAP, Joiner, spoken
+from sumix_stream.data.batching.plan import Lengths
 from sumix_stream.timebase import Timebase
 
 TIMEBASE = Timebase()

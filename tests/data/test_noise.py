@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sumix_stream.data import noise
-from sumix_stream.data.noise import SAMPLE_RATE
+from sumix_stream.data.augment import noise
+from sumix_stream.data.augment.noise import SAMPLE_RATE
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data.trees import write_cuts_and_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import write_cuts_and_tokenizer
 
 from sumix_stream.config import DataConfig
-from sumix_stream.data.cuts import CutFilter
-from sumix_stream.data.index import CutIndex
-from sumix_stream.data.plan import Lengths, Utterances, make_plan, usable_cuts
+from sumix_stream.data.batching.index import CutIndex
+from sumix_stream.data.batching.plan import Lengths, Utterances, make_plan, usable_cuts
+from sumix_stream.data.manifests import CutFilter
 from sumix_stream.timebase import Timebase
 
 CLOCK = Timebase()

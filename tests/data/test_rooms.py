@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sumix_stream.data import rooms
-from sumix_stream.data.noise import SAMPLE_RATE, speech_power
+from sumix_stream.data.augment import rooms
+from sumix_stream.data.augment.noise import SAMPLE_RATE, speech_power
 
 
 def rng(seed: int = 0) -> np.random.Generator:

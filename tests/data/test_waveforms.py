@@ -5,16 +5,16 @@ import logging
 import numpy as np
 import pytest
 import soundfile
-from data.trees import tone, write_cuts_and_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet
 from lhotse.recipes import prepare_musan, prepare_rir_noise
+from trees import tone, write_cuts_and_tokenizer
 
 from sumix_stream.config import ConfigError, DataConfig, NoiseConfig, ReverbConfig
 from sumix_stream.data import ManifestError, TrainLoader
-from sumix_stream.data.noise import SAMPLE_RATE, speech_power
-from sumix_stream.data.waveforms import WaveformAugment, telephone
+from sumix_stream.data.augment.noise import SAMPLE_RATE, speech_power
+from sumix_stream.data.augment.waveforms import WaveformAugment, telephone
 from sumix_stream.timebase import Timebase
 
 EVERYTHING = DataConfig(

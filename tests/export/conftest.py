@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from talkative import LetterTokenizer, sound, talkative_model
 
-from sumix_stream.decode.greedy import greedy_decode
-from sumix_stream.decode.options import SearchOptions
-from sumix_stream.decode.search import GreedySearch
-from sumix_stream.decode.streaming import StreamingRecognizer
+from sumix_stream.context import ChunkContext
 from sumix_stream.export.export import FORMATS
 from sumix_stream.export.parity import Search
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.search.base import GreedySearch
+from sumix_stream.search.greedy import greedy_decode
+from sumix_stream.search.options import SearchOptions
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 SHERPA_MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx; ours are asked for as many
 

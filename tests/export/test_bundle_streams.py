@@ -10,16 +10,16 @@ from serving import RATE, assert_is, run, serving, uri
 from talkative import LetterTokenizer, sound, talkative_model
 
 import sumix_stream as sx
-from sumix_stream.decode.beam_search import make_search
-from sumix_stream.decode.endpoint import Endpointing
-from sumix_stream.decode.hotwords import Hotwords
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.options import SearchOptions
-from sumix_stream.decode.recognizer import Recognizer
-from sumix_stream.decode.streaming import StreamingRecognizer
-from sumix_stream.model.bundle import BundleError, is_bundle
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.runtime.bundle import BundleError, is_bundle
+from sumix_stream.search.beam_search import make_search
+from sumix_stream.search.hotwords import Hotwords
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
+from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.recognizer import Recognizer
+from sumix_stream.streaming.stream import StreamingRecognizer
 from sumix_stream.tokenizer import TokenizerError
 
 FINITE, UNLIMITED = ChunkContext(8, 2), ChunkContext(4, None)

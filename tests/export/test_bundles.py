@@ -9,13 +9,13 @@ import pytest
 import torch
 from talkative import MIXERS, VOCAB_SIZE, LetterTokenizer, talkative_model
 
-from sumix_stream.decode.greedy import greedy_decode
+from sumix_stream.context import ChunkContext
 from sumix_stream.export import sherpa
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.export import FORMATS
 from sumix_stream.export.steps import EncoderStep
 from sumix_stream.features import fbank
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.search.greedy import greedy_decode
 
 CASES = [
     ("sherpa-onnx", "fast", ChunkContext(8, 2)),

@@ -13,14 +13,14 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from talkative import LetterTokenizer, sound, talkative_model
 
-from sumix_stream.decode.scoring import score
+from sumix_stream.context import ChunkContext
+from sumix_stream.evaluate.scoring import score
 from sumix_stream.export import export as exporting
 from sumix_stream.export import sherpa
 from sumix_stream.export.export import FORMATS, ExportOptions, export_model
 from sumix_stream.export.parity import ParityError, check_parity, synthetic_speech
 from sumix_stream.export.quantise import BudgetError, check_budget, quantise
-from sumix_stream.model.bundle import SherpaBundle
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.runtime.bundle import SherpaBundle
 
 CONTEXT = ChunkContext(8, 2)
 

@@ -6,7 +6,7 @@ import pytest
 import stock_sherpa
 from stock_sherpa import NEEDED, PROGRAM, padded, stock_server
 
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
 
 pytest.importorskip("sherpa_onnx")
 

@@ -13,8 +13,8 @@ from talkative import LetterTokenizer, sound
 from websockets.asyncio.client import connect
 
 from sumix_stream.audio import read_audio
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.words import words_of
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.words import words_of
 from sumix_stream.serve.protocol import AudioFormat
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=NEEDED)

@@ -16,10 +16,10 @@ from talkative import sound
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from sumix_stream.decode.streaming import Stream
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.engine import Session
 from sumix_stream.serve.limits import Limits
+from sumix_stream.streaming.stream import Stream
 
 END = '{"type": "end"}'
 START_F32 = '{"type": "start", "format": "f32le"}'

@@ -19,11 +19,11 @@ from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from sumix_stream.model.checkpoint import save_model
-from sumix_stream.model.checksums import write_sums
+from sumix_stream.checksums import write_sums
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.commands import tls_context
 from sumix_stream.serve.logs import JsonFormatter
+from sumix_stream.tasks.checkpoint import save_model
 from sumix_stream.tokenizer import train_tokenizer
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from talkative import LetterTokenizer
 
-from sumix_stream.decode.greedy import Emissions
-from sumix_stream.decode.hypothesis import Hypothesis
-from sumix_stream.decode.words import words_of
+from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.words import words_of
 from sumix_stream.serve.transcript import Transcript
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import BLANK_PIECE, UNKNOWN_PIECE, PieceTokenizer, Tokenizer, train_tokenizer

@@ -6,8 +6,8 @@ import numpy as np
 import yaml
 
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
-from sumix_stream.config_reader import to_dict
-from sumix_stream.data.corpus import make_cut, write_cuts, write_flac, write_stats, write_tokenizer
+from sumix_stream.config.reader import to_dict
+from sumix_stream.corpora.preparation import make_cut, write_cuts, write_flac, write_stats, write_tokenizer
 
 SMALL = ModelConfig(
     encoder=EncoderConfig(dim=32, num_layers=1, ffn_dim=32, num_heads=2, conv_kernel=3, subsampling_channels=4),

@@ -16,7 +16,7 @@ from train.fakes import FakeTokenizer, fake_recipe
 
 from sumix_stream.config import ChunkConfig, EncoderConfig, LossConfig, ModelConfig, PredictorConfig
 from sumix_stream.data import Batch
-from sumix_stream.model.build import build_model
+from sumix_stream.tasks.build import build_model
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.precision import make_fabric
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sumix_stream.config import ModelConfig, RecipeConfig, TrainConfig
-from sumix_stream.losses.transducer import TransducerLoss
+from sumix_stream.tasks.transducer.losses import TransducerLoss
 from sumix_stream.timebase import Timebase
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from sumix_stream.config import ConfigError
-from sumix_stream.config_reader import load_recipe
+from sumix_stream.config.reader import load_recipe
 from sumix_stream.train.ablation import read_plan, results_table
 
 PLAN = """

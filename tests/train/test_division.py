@@ -18,9 +18,9 @@ from train import division_run
 from train.division_run import RUNS, STEP_BATCHES
 
 from sumix_stream.config import LossConfig, TrainConfig
-from sumix_stream.losses.transducer import loss_scales
-from sumix_stream.model.build import build_model
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.context import ChunkContext
+from sumix_stream.tasks.build import build_model
+from sumix_stream.tasks.transducer.losses import loss_scales
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective

@@ -17,8 +17,8 @@ from train.fakes import fake_recipe
 
 from sumix_stream.config import ChunkConfig, LossConfig
 from sumix_stream.data import Batch
-from sumix_stream.model.build import build_model
-from sumix_stream.model.checkpoint import load_model, step_directories
+from sumix_stream.tasks.build import build_model
+from sumix_stream.tasks.checkpoint import load_model, step_directories
 from sumix_stream.tokenizer import Tokenizer, train_tokenizer
 from sumix_stream.train.loop import Trainer
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
-from sumix_stream.model import checkpoint
-from sumix_stream.model.checkpoint import CheckpointError
+from sumix_stream.tasks import checkpoint
+from sumix_stream.tasks.checkpoint import CheckpointError
 from sumix_stream.train.loop import Trainer
 
 FILES = ["SHA256SUMS", "average.safetensors", "config.yaml", "model.safetensors", "optimizer.safetensors"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
-from sumix_stream.model import checkpoint
-from sumix_stream.model.checkpoint import CheckpointError, resolve_checkpoint
+from sumix_stream.tasks import checkpoint
+from sumix_stream.tasks.checkpoint import CheckpointError, resolve_checkpoint
 from sumix_stream.train.loop import DivergenceError, Trainer
 
 

@@ -5,8 +5,8 @@ import signal
 from dataclasses import replace
 
 import pytest
+from report.test_report import Page, check_self_contained
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe
-from train.test_report import Page, check_self_contained
 
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.lr_find import HIGH, LOW, RangeTest, smooth, suggest

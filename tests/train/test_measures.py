@@ -7,8 +7,8 @@ import pytest
 import torch
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
-from sumix_stream.losses.transducer import TransducerLoss
-from sumix_stream.model import checkpoint
+from sumix_stream.tasks import checkpoint
+from sumix_stream.tasks.transducer.losses import TransducerLoss
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.measures import StepBuffer

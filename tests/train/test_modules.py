@@ -3,7 +3,7 @@ import torch
 from train.fakes import FakeModel
 
 from sumix_stream.config import TrainConfig
-from sumix_stream.model.build import build_model
+from sumix_stream.tasks.build import build_model
 from sumix_stream.train.modules import ModuleProbe, part_of
 from sumix_stream.train.optim import make_optimizer
 

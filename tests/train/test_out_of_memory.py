@@ -13,10 +13,10 @@ from train.beeps import SMALL
 from train.fakes import FakeBatch, FakeLoader, FakeModel, FakeTokenizer, fake_recipe
 
 from sumix_stream.config import LossConfig, SpecAugmentConfig
+from sumix_stream.context import ChunkContext
 from sumix_stream.data import Batch
-from sumix_stream.losses.transducer import LossScales, TransducerLoss
-from sumix_stream.model.build import build_model
-from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.tasks.build import build_model
+from sumix_stream.tasks.transducer.losses import LossScales, TransducerLoss
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective, is_out_of_memory

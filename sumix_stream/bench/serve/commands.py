@@ -1,0 +1,300 @@
+"""What `bin/bench serve` does: the same load on our server and on others, row by row, and the page about it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sumix_kernels.bench import report as bench_report
+from sumix_stream.bench.serve import report, verdict
+from sumix_stream.bench.serve import speech as speaker
+from sumix_stream.bench.serve.clients import Plan, flood, run_load
+from sumix_stream.bench.serve.hostile import hostile_rows
+from sumix_stream.bench.serve.protocols import Dialect, Ours, Stock
+from sumix_stream.bench.serve.servers import NEVER, ServerProcess, check_cores, pinned, start_ours, start_stock
+from sumix_stream.context import ChunkContext
+from sumix_stream.tasks.checkpoint import load_model
+
+SUMIX = ("-m", "sumix_stream.cli.main")  # the commands, wherever the package is installed
+AGAINST = ("bf16", "bundle", "sherpa")
+_FLOOD = 24  # streams at once, to find out what a server can do at most
+_PRESETS = ("tiny", "small", "medium", "large")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as bin/bench reads it. Raises ValueError naming the option for what cannot be.
+
+    model: a checkpoint, or a preset that gets untrained weights which emit tokens at the rate of speech.
+    bound: seconds that p99 chunk latency may have; None = one chunk.
+    """
+
+    model: str
+    out: Path
+    clients: tuple[int, ...] = (8, 16, 32)
+    seconds: float = 12.0
+    audio: tuple[Path, ...] = ()
+    chunk: str = "640ms"
+    left_context: int | None = 4
+    against: tuple[str, ...] = ()
+    bundle: Path | None = None
+    bound: float | None = None
+    repeats: int = 3
+    most: int = 1024
+    hostile: bool = False
+    packets: tuple[float, ...] = Plan.packets
+    cores: tuple[int, ...] | None = None
+    threads: int | None = None
+    seed: int = 0
+    plot: bool = True
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.clients or min(self.clients) < 1 or list(self.clients) != sorted(set(self.clients)):
+            raise ValueError(f"--clients must be ascending numbers of 1 or more, such as 8,16,32, got {self.clients}")
+        if unknown := [name for name in self.against if name not in AGAINST]:
+            raise ValueError(f"--against must be some of {', '.join(AGAINST)}, got {unknown[0]!r}")
+        if self.bundle is not None and not {"bundle", "sherpa"} & set(self.against):
+            raise ValueError("--bundle is what --against uses: name bundle, sherpa or both there")
+        if self.bound is not None and not self.bound > 0:
+            raise ValueError(f"--bound must be above 0 s, got {self.bound} s")
+        if self.most < 1:
+            raise ValueError(f"--most must be at least 1, got {self.most}")
+        if self.repeats < 0:
+            raise ValueError(f"--repeats must be at least 0, got {self.repeats}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        Plan(1, self.seconds, packets=self.packets)
+        if self.plot:
+            bench_report.require_matplotlib()
+
+
+@dataclass
+class Contender:
+    """A server under load. references: each utterance's text, recognised alone."""
+
+    name: str
+    server: ServerProcess
+    dialect: Dialect
+    about: str
+    references: list[str]
+
+    def row(self, plan: Plan, utterances: Sequence[np.ndarray], bound: float) -> dict[str, Any]:
+        """Measure, once nothing of an earlier load is left; the others must be paused."""
+        flood(self.dialect, self.server.port, [min(utterances, key=len)])
+        measured = run_load(self.dialect, self.server.port, utterances, plan, self.server.meter)
+        return {"contender": self.name} | verdict.figures(measured, self.references, bound)
+
+
+def main(request: Request, say: Say = print) -> int:
+    """Run it and print the page; the exit status."""
+    try:
+        path = run(request, say)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    say(f"\n{path.read_text()}\n{path}")
+    return 0
+
+
+def run(request: Request, say: Say = print) -> Path:
+    """Write serve.csv, serve.md and serve.png, or those of the hostile run, to `request.out`; the Markdown's path.
+
+    Raises ValueError for what cannot be run, RuntimeError for a server that does not start.
+    """
+    cores = check_cores(request.cores)
+    request.out.mkdir(parents=True, exist_ok=True)
+    model = request.model
+    if model in _PRESETS and not Path(model).exists():
+        model = str(speaker.talking_checkpoint(request.out / f"{model}-untrained", model, seed=request.seed))
+    timebase = load_model(model)[0].timebase
+    context = ChunkContext.parse(request.chunk, request.left_context, timebase)
+    if context.chunk_size is None:
+        raise ValueError("--chunk must be a duration or a number of frames: full context cannot be streamed")
+    chunk_seconds = timebase.encoder_frame_time(context.chunk_size)
+    setup = Setup(request, model, Ours(context.chunk_size, timebase), Stock(context.chunk_size, timebase), cores)
+    utterances = speaker.utterances_of(request.audio, 16, 2 * chunk_seconds)
+    utterances = speaker.whole_chunks(utterances, context.chunk_size * timebase.encoder_frame_samples)
+    bound = request.bound or chunk_seconds
+    facts = {
+        "model": request.model if model == request.model else f"{request.model}, untrained, made to emit tokens",
+        "context": f"chunk {chunk_seconds * 1000:g} ms, left context {context.left_context}",
+        "cores": f"servers on cores {', '.join(map(str, cores))}; clients on core {cores[-1]}, in one process",
+        "threads": setup.threads,
+        "bound_ms": 1000 * bound,
+        "packets_ms": " ".join(f"{1000 * packet:g}" for packet in request.packets),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pinned({cores[-1]}))
+        if request.hostile:
+            rows = hostile_rows(setup.hostile_server, setup.ours, utterances, request.clients[0], request.seconds, say)
+            return report.write_hostile(request.out, rows, facts, request.command)
+        names = ("ours", *request.against)
+        contenders = [stack.enter_context(_contender(name, setup, utterances, say)) for name in names]
+        rows, found = _measure(contenders, request, utterances, bound, say)
+    same = {one.name: one.references == contenders[0].references for one in contenders}
+    about = {one.name: one.about for one in contenders}
+    return report.write(request.out, rows, found, same, about, facts, request.command, request.plot)
+
+
+@dataclass
+class Setup:
+    """How the contenders are started."""
+
+    request: Request
+    model: str
+    ours: Ours
+    stock: Stock
+    cores: Sequence[int]
+
+    @property
+    def threads(self) -> int:
+        return self.request.threads or len(self.cores)
+
+    @property
+    def workers(self) -> int:
+        """Processes of our server that recognise, and share the threads that all contenders have."""
+        return min(self.threads, 8)
+
+    @property
+    def bundle(self) -> Path:
+        """The model's sherpa-onnx bundle, exported now unless one is given."""
+        folder = self.request.bundle or self.request.out / "bundle"
+        if not folder.is_dir():
+            left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
+            chosen = ["--chunk", self.request.chunk, "--left-context", left, "--out", str(folder)]
+            command = [sys.executable, *SUMIX, "export", "--checkpoint", self.model, *chosen]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"the model cannot be exported: {done.stderr.strip()[-500:]}")
+        return folder
+
+    def serve(self, name: str, model: str, *options: str) -> ServerProcess:
+        never = ["--endpoint", *(str(NEVER),) * 3, "--max-symbols", str(speaker.MAX_SYMBOLS)]
+        left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
+        chosen = [] if name == "bundle" else ["--chunk", self.request.chunk, "--left-context", left]
+        workers = ["--workers", str(self.workers)]
+        arguments = [*SUMIX, "serve", "--model", model, *workers, *chosen, *never, *options]
+        return start_ours(name, arguments, self.request.out, self.cores, self.threads)
+
+    def hostile_server(self, max_streams: int) -> ServerProcess:
+        return self.serve("ours", self.model, "--max-streams", str(max_streams), "--idle-seconds", "5")
+
+    def start(self, name: str, utterances: Sequence[np.ndarray], say: Say) -> tuple[ServerProcess, Dialect, str]:
+        """A server, how it is spoken to, and its settings."""
+        room = str(4 * self.request.most)
+        if name in ("ours", "bf16"):
+            precision = "fp32" if name == "ours" else name
+            about = f"our server, PyTorch, {self.threads} threads, --workers {self.workers}, --precision {precision}"
+            options = ("--max-streams", room, "--precision", precision)
+            return self.serve(name, self.model, *options), self.ours, about
+        if name == "bundle":
+            server = self.serve(name, str(self.bundle), "--max-streams", room)
+            about = f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
+            return server, self.ours, about
+        flags = self._tuned(utterances, say)
+        server = start_stock(name, self.bundle, flags, self.request.out, self.cores, self.threads)
+        return server, self.stock, " ".join(flags)
+
+    def _tuned(self, utterances: Sequence[np.ndarray], say: Say) -> list[str]:
+        """The stock server's flags under which it recognises most audio a second."""
+        speeds = {}
+        for flags in stock_flags(self.threads):
+            with start_stock("sherpa-tuning", self.bundle, flags, self.request.out, self.cores, self.threads) as server:
+                speeds[tuple(flags)] = _speed(self.stock, server, utterances)
+            say(f"  sherpa {' '.join(flags)}: {speeds[tuple(flags)]:.1f} s of audio a second")
+        return list(max(speeds, key=speeds.get))
+
+
+def stock_flags(threads: int) -> list[list[str]]:
+    """Ways to use so many threads: as streams side by side, in one larger batch, and sherpa-onnx's defaults."""
+    ways = [(threads, 1, 8), (threads, 1, 32), (1, threads, 32)]
+    flags = [
+        [f"--num-work-threads={work}", f"--num-threads={each}", f"--max-batch-size={batch}"]
+        for work, each, batch in dict.fromkeys(ways)
+    ]
+    return [*flags, ["--num-work-threads=3", "--num-threads=1", "--max-batch-size=5"]]
+
+
+def _speed(dialect: Dialect, server: ServerProcess, utterances: Sequence[np.ndarray]) -> float:
+    """Seconds of audio that are recognised in a second when it comes all at once."""
+    many = [utterances[i % len(utterances)] for i in range(_FLOOD)]
+    _, seconds = flood(dialect, server.port, many)
+    return sum(map(len, many)) / dialect.timebase.sample_rate / seconds
+
+
+@contextlib.contextmanager
+def _contender(name: str, setup: Setup, utterances: Sequence[np.ndarray], say: Say) -> Iterator[Contender]:
+    """Started, asked for its references, and paused."""
+    server, dialect, about = setup.start(name, utterances, say)
+    with server:
+        references = [flood(dialect, server.port, [samples])[0][0] for samples in utterances]
+        say(f"{name}: {about}")
+        if not any(references):
+            say(f"{name}: recognises nothing in this audio, so that equal texts mean little")
+        server.pause()
+        yield Contender(name, server, dialect, about, references)
+
+
+def _measure(
+    contenders: Sequence[Contender], request: Request, utterances: Sequence[np.ndarray], bound: float, say: Say
+) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """The rows of the wanted numbers of clients, and of the searches; how many streams each held in each repetition.
+
+    Contenders take turns all the way: a machine's speed may change from one minute to the next.
+    """
+    plan = Plan(1, request.seconds, packets=request.packets, give_up=4 * bound, seed=request.seed)
+    rows = []
+
+    def measure(contender: Contender, clients: int, part: str) -> bool:
+        contender.server.resume()
+        try:
+            row = contender.row(replace(plan, clients=clients), utterances, bound)
+        finally:
+            contender.server.pause()
+        rows.append({**row, "part": part})
+        say(
+            f"  {contender.name}, {clients} clients: chunk p50 {row['chunk_ms_p50']:.0f} ms, "
+            f"p99 {row['chunk_ms_p99']:.0f} ms, final p99 {row['final_ms_p99']:.0f} ms, "
+            f"server {row['server_cpu_percent']:.0f} % of a core, {row['note'] or 'in real time'}"
+        )
+        return row["real_time"] == "yes"
+
+    for clients in request.clients:
+        for contender in contenders:
+            measure(contender, clients, "row")
+    if not request.repeats:
+        return rows, {}
+    starts = {}
+    for contender in contenders:
+        contender.server.resume()
+        speed = _speed(contender.dialect, contender.server, utterances)
+        contender.server.pause()
+        say(f"{contender.name}: {speed:.1f} s of audio a second when it comes all at once")
+        starts[contender.name] = round(0.8 * speed)
+    found: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+    for _ in range(request.repeats):
+        searches = {name: verdict.searching(start, request.most) for name, start in starts.items()}
+        numbers = {name: next(search) for name, search in searches.items()}
+        while numbers:
+            for contender in contenders:
+                if (name := contender.name) in numbers:
+                    try:
+                        numbers[name] = searches[name].send(measure(contender, numbers[name], "search"))
+                    except StopIteration as over:
+                        del numbers[name]
+                        found[name].append(over.value)
+                        starts[name] = max(1, over.value)
+        say(", ".join(f"{name}: {held[-1]} streams" for name, held in found.items()))
+    return rows, found

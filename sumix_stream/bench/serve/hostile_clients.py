@@ -1,0 +1,224 @@
+"""Clients that break the rules, for a while, in a process of their own.
+
+python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS DELAY_SECONDS SECONDS prints as JSON what became of
+them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from websockets.client import ClientProtocol
+from websockets.frames import Close, Frame, Opcode
+from websockets.uri import parse_uri
+
+from sumix_stream.serve import protocol
+
+GIGABYTE = 1 << 30
+HALF_OPEN, SLOW_READERS = 40, 4
+_ROOM = 1 << 16  # bytes that are written at a time
+_AUDIO = bytes(range(256)) * 125  # a second of s16le at 16 kHz: a sawtooth
+_NAN = struct.pack("<4f", 0.0, float("nan"), 0.0, 0.0)
+_GARBAGE = (
+    [(Opcode.TEXT, b"hello")],
+    [(Opcode.TEXT, b"[" * 4000)],
+    [(Opcode.TEXT, b'{"type": "start", "sample_rate": 0}')],
+    [(Opcode.TEXT, b'{"type": "start", "format": "f32le"}'), (Opcode.BINARY, _NAN)],
+    [(Opcode.BINARY, b"\0\0\0")],
+    [(Opcode.BINARY, _AUDIO), (Opcode.TEXT, b'{"type": "start"}')],
+    None,  # bytes that are no frames
+)
+_HALVES = (b"", b"GET /stream HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01" * 20, b"POST / HTTP/1.1\r\n\r\n")
+
+
+class Crew:
+    """Every kind at once on one server, until `deadline` (time.monotonic).
+
+    Args:
+        max_streams: of the server; the crowd is ten times that.
+    """
+
+    def __init__(self, port: int, max_streams: int, deadline: float, seed: int = 0) -> None:
+        self.port, self.max_streams, self.deadline = port, max_streams, deadline
+        self.random = random.Random(seed)
+        self.outcomes: Counter = Counter()  # "kind: what became of it"
+
+    async def run(self) -> dict[str, int]:
+        """What became of them, once all are gone."""
+        kinds = [self._again(self.half_open) for _ in range(HALF_OPEN)]
+        kinds += [self._again(self.slow_reader) for _ in range(SLOW_READERS)]
+        kinds += [self._again(self.garbage, 0.2), self._again(self.vanish, 0.1)]
+        kinds += [self._again(self.gigabyte), self._again(self.fragments), self._again(self.crowd, 2.0)]
+        tasks = [asyncio.create_task(kind) for kind in kinds]
+        await asyncio.wait(tasks, timeout=max(0.0, self.deadline - time.monotonic()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return dict(sorted(self.outcomes.items()))
+
+    async def _again(self, act: Callable[[], Awaitable[None]], pause: float = 0.05) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await act()
+            await asyncio.sleep(pause)
+
+    async def half_open(self) -> None:
+        """Connect and say nothing, or half of something."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with _aborting(writer):
+            writer.write(self.random.choice(_HALVES))
+            self._count("half-open", "answered" if await reader.read() else "closed")
+
+    async def garbage(self) -> None:
+        async with self._stream("garbage") as (stream, writer):
+            messages = self.random.choice(_GARBAGE)
+            frames = [Frame(*message).serialize(mask=True) for message in messages or []]
+            writer.write(b"".join(frames) or self.random.randbytes(2000))
+            self._count("garbage", await stream.last_words())
+
+    async def vanish(self) -> None:
+        """Gone amid a message, without a goodbye."""
+        async with self._stream("disconnect") as (_, writer):
+            whole = Frame(Opcode.BINARY, _AUDIO).serialize(mask=True)
+            writer.write(whole[: self.random.randrange(1, len(whole))])
+            await writer.drain()
+            await asyncio.sleep(self.random.uniform(0, 0.2))
+            self._count("disconnect", "amid a message")
+
+    async def gigabyte(self) -> None:
+        """One message that says it will be 1 GB long."""
+        async with self._stream("1 GB message") as (stream, writer):
+            writer.write(b"\x82\xff" + struct.pack(">Q", GIGABYTE) + bytes(4))
+            self._count("1 GB message", await self._pour(stream, writer, b""))
+
+    async def fragments(self) -> None:
+        """One message of 1 GB in pieces that are small enough."""
+        async with self._stream("1 GB in fragments") as (stream, writer):
+            writer.write(b"\x02\x80" + bytes(4))
+            header = b"\x00\xff" + struct.pack(">Q", _ROOM) + bytes(4)
+            self._count("1 GB in fragments", await self._pour(stream, writer, header))
+
+    async def _pour(self, stream: _Stream, writer: asyncio.StreamWriter, header: bytes) -> str:
+        block, told = header + bytes(_ROOM), asyncio.create_task(stream.last_words())
+        try:
+            for _ in range(GIGABYTE // _ROOM):
+                writer.write(block)
+                await writer.drain()
+                if told.done():
+                    break
+        except ConnectionError:
+            pass
+        return await told
+
+    async def slow_reader(self) -> None:
+        """Speak as fast as one is let, and never read a result."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        async with self._stream("slow reader", sock) as (_, writer):
+            frame = Frame(Opcode.BINARY, _AUDIO).serialize(mask=True)
+            writer.transport.pause_reading()
+            outcome = "still there at the end"
+            try:
+                while True:
+                    writer.write(frame)
+                    await writer.drain()
+            except ConnectionError:
+                outcome = "cut off"
+            finally:
+                self._count("slow reader", outcome)
+
+    async def crowd(self) -> None:
+        """Ten times too many, at once; who is let in speaks for a second and is gone."""
+
+        async def one() -> None:
+            with contextlib.suppress(OSError):
+                async with self._stream("crowd") as (_, writer):
+                    writer.write(Frame(Opcode.BINARY, _AUDIO).serialize(mask=True))
+                    await asyncio.sleep(1.0)
+                    self._count("crowd", "let in")
+
+        await asyncio.gather(*(one() for _ in range(10 * self.max_streams)))
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, kind: str, sock: socket.socket | None = None):
+        """(stream, writer) after the handshake; whoever is not let in is counted. It ends abruptly."""
+        where = {"sock": sock} if sock is not None else {"host": "127.0.0.1", "port": self.port}
+        reader, writer = await asyncio.open_connection(**where)
+        stream = _Stream(reader, self.port)
+        with _aborting(writer):
+            writer.write(stream.request)
+            if (status := await stream.handshake()) != 101:
+                self._count(kind, f"HTTP {status}")
+                raise ConnectionRefusedError(status)
+            yield stream, writer
+
+    def _count(self, kind: str, outcome: str) -> None:
+        self.outcomes[f"{kind}: {outcome}"] += 1
+
+
+class _Stream:
+    """The reading side of a websocket."""
+
+    def __init__(self, reader: asyncio.StreamReader, port: int) -> None:
+        self._reader = reader
+        self._websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}{protocol.PATH}"), max_size=None)
+        self._websocket.send_request(self._websocket.connect())
+        self.request = b"".join(self._websocket.data_to_send())
+        self._events: list = []
+
+    async def _event(self):
+        while not self._events:
+            data = await self._reader.read(_ROOM)
+            if not data:
+                return None
+            self._websocket.receive_data(data)
+            self._events += self._websocket.events_received()
+        return self._events.pop(0)
+
+    async def handshake(self) -> int:
+        """The status of the answer; 0 for none."""
+        answer = await self._event()
+        return 0 if answer is None else answer.status_code
+
+    async def last_words(self) -> str:
+        """Read to the end: the close code."""
+        with contextlib.suppress(ConnectionError):
+            while (event := await self._event()) is not None:
+                if event.opcode is Opcode.CLOSE:
+                    return f"closed with {Close.parse(event.data).code}"
+        return "connection lost"
+
+
+@contextlib.contextmanager
+def _aborting(writer: asyncio.StreamWriter):
+    """At the end a reset, not a goodbye."""
+    try:
+        yield
+    finally:
+        sock = writer.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+
+def main(port: int, max_streams: int, delay: float, seconds: float) -> None:
+    os.nice(19)  # hostile clients have machines of their own: what these compute should not slow the healthy ones
+    time.sleep(delay)
+    outcomes = asyncio.run(Crew(port, max_streams, time.monotonic() + seconds).run())
+    times = os.times()
+    print(json.dumps({"outcomes": outcomes, "cpu_seconds": times.user + times.system}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

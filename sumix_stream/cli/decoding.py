@@ -1,0 +1,196 @@
+"""What bin/decode and bin/stream_decode do once their arguments are read: print, write reports, return an exit code."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from lhotse import CutSet
+from tqdm import tqdm
+
+from sumix_stream.audio import read_audio, resample
+from sumix_stream.context import ChunkContext
+from sumix_stream.data.manifests import load_cuts, read_valid
+from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance, masked_wer, streaming_wer
+from sumix_stream.evaluate.exactness import exactness_grid
+from sumix_stream.evaluate.long_form import long_form
+from sumix_stream.evaluate.scoring import write_report
+from sumix_stream.search.beam_search import make_search
+from sumix_stream.search.options import GREEDY, SearchOptions
+from sumix_stream.search.words import words_of
+from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.live import play_words
+from sumix_stream.streaming.offline import transcribe_batch, transcribe_nbest
+from sumix_stream.streaming.recognizer import Recognizer
+
+BAD_INPUT = 2  # exit code
+
+
+def report_directory(
+    checkpoint: str, manifest: Path, context: ChunkContext, options: SearchOptions, suffix: str = ""
+) -> Path:
+    """Where a report goes unless told otherwise: beside the checkpoint, named after manifest, context and beam."""
+    beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    chunk = "full" if context.chunk_size is None else f"chunk{context.chunk_size}"
+    left = "" if context.left_context is None else f"-left{context.left_context}"
+    beam = "" if options.method == "greedy" else f"-beam{options.beam}"
+    return beside / "decode" / f"{manifest.name.split('.')[0]}-{chunk}{left}{suffix}{beam}"
+
+
+def score_streaming(
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    out: Path,
+    num_streams: int,
+    push_seconds: float,
+    options: SearchOptions = GREEDY,
+) -> int:
+    """Decode a manifest as live streams; print figures and write the report."""
+    with _progress(load_cuts(manifest)) as (cuts, advance):
+        evaluation = streaming_wer(
+            recognizer.packed,
+            recognizer.tokenizer,
+            read_valid(cuts),
+            context,
+            num_streams=num_streams,
+            push_seconds=push_seconds,
+            options=options,
+            on_utterance=advance,
+        )
+    return _report(evaluation, manifest, out, options)
+
+
+def score_masked(
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    out: Path,
+    batch_size: int,
+    options: SearchOptions = GREEDY,
+) -> int:
+    """Decode a manifest in whole utterances; print figures and write the report."""
+    with _progress(load_cuts(manifest)) as (cuts, advance):
+        evaluation = masked_wer(
+            recognizer.packed,
+            recognizer.tokenizer,
+            read_valid(cuts),
+            context,
+            batch_size=batch_size,
+            options=options,
+            on_utterance=advance,
+        )
+    return _report(evaluation, manifest, out, options)
+
+
+def print_text(
+    recognizer: Recognizer,
+    paths: Sequence[Path],
+    context: ChunkContext,
+    times: bool,
+    options: SearchOptions = GREEDY,
+) -> int:
+    """Print the text of each file, with `times` one word a line at its time, and what else the n-best list holds."""
+    model, tokenizer = recognizer.packed, recognizer.tokenizer
+    frame_seconds = model.timebase.encoder_frame_seconds
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        samples = resample(samples, sample_rate, model.timebase.sample_rate)
+        if options.method == "greedy":
+            (hypothesis,), others = transcribe_batch(model, tokenizer, [samples], context, options), []
+        else:
+            (((hypothesis, best), *others),) = transcribe_nbest(model, tokenizer, [samples], context, options)
+        print(f"{path}: {hypothesis.text}")
+        for word in words_of(hypothesis, tokenizer, frame_seconds) if times else []:
+            print(f"  {word.start:8.2f} s  {word.text}")
+        for rank, (other, score) in enumerate(others, 2):
+            print(f"  {rank}. {score - best:+.2f}  {other.text}")
+        return True
+
+    return _each_file(paths, one)
+
+
+def print_live(
+    recognizer: Recognizer,
+    paths: Sequence[Path],
+    context: ChunkContext,
+    push_seconds: float,
+    realtime: bool,
+    options: SearchOptions = GREEDY,
+) -> int:
+    """Print words as they come: how much has been heard, then each new word after its own time."""
+    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options))
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        model_rate = recognizer.model.timebase.sample_rate
+        resampled = "" if sample_rate == model_rate else f", resampled to {model_rate} Hz"
+        print(f"{path}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{resampled}; heard | time and word")
+        stream = streaming.create_stream()
+        for heard, words in play_words(recognizer, stream, samples, sample_rate, push_seconds, realtime):
+            print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
+        print(f"{path}: {stream.result().text}")
+        return True
+
+    return _each_file(paths, one)
+
+
+def play_long(
+    recognizer: Recognizer, manifest: Path, context: ChunkContext, minutes: float, options: SearchOptions = GREEDY
+) -> int:
+    """Play a manifest into one stream, cut by endpoints at which the predictor starts afresh; print what it did."""
+    endpointing = Endpointing.sherpa(reset_predictor=True)
+    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options), endpointing=endpointing)
+    print(long_form(recognizer, streaming, read_valid(load_cuts(manifest)), minutes).summary())
+    return 0
+
+
+def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
+    """Print the grid of differences between streaming and masked forward; exit code 1 if one is too large."""
+
+    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
+        print(f"{path}: {len(samples) / sample_rate:.2f} s; C encoder frames of a chunk, L chunks of left context")
+        grid = exactness_grid(recognizer.model, recognizer.tokenizer, samples, sample_rate)
+        print("\n".join(map(str, grid)))
+        holds = all(cell.holds for cell in grid)
+        print(
+            f"largest difference {max(cell.max_difference for cell in grid):.2e}: {'exact' if holds else 'NOT EXACT'}"
+        )
+        return holds
+
+    return _each_file(paths, one)
+
+
+def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], bool]) -> int:
+    """Call `one` with every file that can be read; name the others. Exit code: 0, 1 if any call said no, 2 if a file
+    was bad."""
+    code = 0
+    for path in paths:
+        try:
+            samples, sample_rate = read_audio(path)
+        except ValueError as error:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            code = BAD_INPUT
+            continue
+        if not one(path, samples, sample_rate):
+            code = max(code, 1)
+    return code
+
+
+def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:
+    if not evaluation.word_errors.utterances:
+        raise ValueError(f"{manifest}: none of its utterances could be read; see the reasons above")
+    extra = {"cuts": str(manifest), **options.describe(), **evaluation.to_dict()}
+    report = write_report(out, evaluation.word_errors, extra)
+    print(evaluation.summary())
+    print(f"report {report}")
+    return 0
+
+
+@contextmanager
+def _progress(cuts: CutSet) -> Iterator[tuple[CutSet, OnUtterance]]:
+    """A progress bar over the cuts' audio, on a terminal only."""
+    total = sum(cut.duration for cut in cuts)
+    form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(total=total, unit=" s", bar_format=form, disable=None) as bar:
+        yield cuts, lambda utterance, _: bar.update(utterance.duration)

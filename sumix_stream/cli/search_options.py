@@ -1,0 +1,83 @@
+"""Options that bin/decode, bin/stream_decode and bin/serve share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sumix_stream.search.options import SearchOptions
+    from sumix_stream.streaming.recognizer import Recognizer
+    from sumix_stream.streaming.stream import StreamingRecognizer
+    from sumix_stream.tokenizer import Tokenizer
+
+
+AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
+PRECISION = "of the encoder's products; bf16 is quicker and needs a CPU with AVX512_BF16 or AMX; default fp32"
+
+
+def left_context(text: str) -> int | str | None:
+    """Chunks; None = unlimited, "default" = a bundle's own, else the door's."""
+    words = {"unlimited": None, "default": "default"}
+    return words[text] if text in words else int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The device, and the search's as a group."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+    parser.add_argument("--average", help=AVERAGE)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help=PRECISION)
+    add = parser.add_argument_group("search").add_argument
+    add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
+    add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")
+    add("--max-symbols", type=int, help="tokens a frame, of greedy search; default 5 (a beam search has 1)")
+    add("--lm", type=Path, help="language model over the model's tokens, with --beam: ARPA file or LSTM directory")
+    add("--lm-scale", default=0.3, type=float, help="weight of its log-probabilities; default 0.3")
+    add("--hotwords", type=Path, help="phrases to listen for, with --beam: one a line, `NEW YORK :2.0` with its score")
+    add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
+
+
+def report_suffix(args: argparse.Namespace) -> str:
+    """What the name of a report's folder says of --average and --precision."""
+    average = "" if args.average is None else f"-average-{args.average}"
+    return average if args.precision == "fp32" else f"{average}-{args.precision}"
+
+
+def recognizer(args: argparse.Namespace, path: str) -> Recognizer:
+    """The model at a path, as the arguments say."""
+    from sumix_stream import load
+
+    return load(path, args.device, args.average, args.precision)
+
+
+def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
+    """The options that the arguments say; ValueError for those that do not go together."""
+    from sumix_stream.search.hotwords import Hotwords, parse_hotwords
+    from sumix_stream.search.neural_lm import LstmLm
+    from sumix_stream.search.ngram import NgramLm
+    from sumix_stream.search.options import SearchOptions
+
+    chosen = {"nbest": nbest, "blank_penalty": args.blank_penalty, "lm_scale": args.lm_scale}
+    if args.max_symbols is not None:
+        if args.beam is not None:
+            raise ValueError("--max-symbols is for greedy search: leave it out, or --beam")
+        chosen["max_symbols"] = args.max_symbols
+    if args.beam is not None:
+        chosen |= {"method": "modified_beam", "beam": args.beam}
+    if args.lm is not None:
+        chosen["lm"] = LstmLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
+    if args.hotwords is not None:
+        phrases = parse_hotwords(args.hotwords.read_text(encoding="utf-8").splitlines(), str(args.hotwords))
+        chosen["hotwords"] = Hotwords.compile(phrases, tokenizer, args.hotword_score)
+    return SearchOptions(**chosen)
+
+
+def streaming_recognizer(args: argparse.Namespace) -> StreamingRecognizer:
+    """What bin/serve's arguments say; its worker processes call this too."""
+    from sumix_stream.streaming.endpointing import Endpointing
+
+    model = recognizer(args, args.model)
+    search = search_options(args, model.tokenizer)
+    rules = Endpointing.sherpa(*args.endpoint, args.reset_predictor)
+    return model.streaming(args.chunk, args.left_context, search=search, endpointing=rules)

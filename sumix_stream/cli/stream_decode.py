@@ -1,0 +1,62 @@
+"""Recognise speech chunk by chunk: error rate, speed and latency on a manifest, or the words of files as they come."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sumix_stream.cli import search_options
+from sumix_stream.cli.search_options import left_context
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("audio", nargs="*", type=Path, help="audio files: print words with their times in seconds as they come")
+    add("--checkpoint", required=True, help="experiment directory (its best, else its last), checkpoint or bundle")
+    add("--cuts", type=Path, help="Lhotse cut manifest (.jsonl.gz) to decode and score instead of audio files")
+    add("--chunk", default="default", help="a duration (640ms) or encoder frames (16); default 640ms, or the bundle's")
+    add(
+        "--left-context",
+        default="default",
+        type=left_context,
+        help="chunks, or unlimited; 4 or the bundle's",
+    )
+    add("--out", type=Path, help="directory for report.txt and report.json; default under CHECKPOINT/decode")
+    add("--num-streams", default=16, type=int, help="live streams of --cuts at a time; default 16")
+    add("--long-form", type=float, metavar="MINUTES", help="play --cuts into one stream, again and again, this long")
+    add("--push", default="100ms", help="audio in a packet (100ms, 0.1s); default 100ms")
+    add("--realtime", action="store_true", help="play audio files at the speed they were spoken")
+    add("--check-exactness", action="store_true", help="compare streaming of the audio files with the masked forward")
+    search_options.add_arguments(parser)
+    args = parser.parse_args()
+    if bool(args.audio) == bool(args.cuts) or (args.long_form and not args.cuts):
+        parser.error("give either audio files or --cuts (which --long-form needs), one of the two")
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    from sumix_stream.cli import decoding as commands
+    from sumix_stream.timebase import parse_duration
+
+    push, recognizer = parse_duration(args.push), search_options.recognizer(args, args.checkpoint)
+    context = recognizer.context(args.chunk, args.left_context)
+    options, suffix = search_options.search_options(args, recognizer.tokenizer), search_options.report_suffix(args)
+    if args.check_exactness:
+        return commands.check_exactness(recognizer, args.audio)
+    if args.cuts is None:
+        return commands.print_live(recognizer, args.audio, context, push, args.realtime, options)
+    if args.long_form:
+        return commands.play_long(recognizer, args.cuts, context, args.long_form, options)
+    out = args.out or commands.report_directory(args.checkpoint, args.cuts, context, options, suffix)
+    return commands.score_streaming(recognizer, args.cuts, context, out, args.num_streams, push, options)
+
+
+def run() -> None:
+    """Do what the arguments in sys.argv say, and exit with the status."""
+    try:
+        sys.exit(main(arguments()))
+    except (ValueError, OSError) as error:
+        print(f"stream_decode: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

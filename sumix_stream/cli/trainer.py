@@ -1,0 +1,40 @@
+"""A trainer of a recipe, for bin/train."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sumix_stream.config import RecipeConfig
+    from sumix_stream.train.loop import Trainer
+
+
+def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
+    """With the recipe's data, a fresh model, and a validation by the decoder if there is a set for it."""
+    from sumix_stream.corpora.preparation import read_stats
+    from sumix_stream.data import TrainLoader, load_cuts, read_valid
+    from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
+    from sumix_stream.tasks.build import build_model
+    from sumix_stream.tokenizer import Tokenizer
+    from sumix_stream.train.division import batches_per_process
+    from sumix_stream.train.precision import make_fabric
+    from sumix_stream.train.two_views import with_masks_of_views
+
+    recipe = with_masks_of_views(recipe)
+    config, data = recipe.train, recipe.data
+    tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    train, valid = load_cuts(data.train_cuts), data.valid_cuts and load_cuts(data.valid_cuts)
+    model = build_model(recipe.model, tokenizer.vocab_size, config.seed)
+    model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
+    fabric = make_fabric(config)
+    rank, world = fabric.global_rank, fabric.world_size
+    share = {"rank": rank, "world_size": world, "accumulate": batches_per_process(config, world)}
+    loader = TrainLoader(data, train, tokenizer, model.timebase, seed=config.seed, **share)
+
+    def validate(model):
+        wer = masked_wer if config.valid_chunk_size == "full" else partial(streaming_wer, realtime=False)
+        return wer(model, tokenizer, read_valid(valid), config.valid_chunk_size, config.valid_left_context)
+
+    return kind(recipe, model, tokenizer, loader, validate if data.valid_cuts else None, fabric)

@@ -1,0 +1,82 @@
+"""Sizes of a model, and the named presets."""
+
+from dataclasses import dataclass, field
+
+from sumix_stream.config.checks import require, require_choice, require_range
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Conformer encoder. Sizes in channels; `conv_kernel` in encoder frames (odd)."""
+
+    dim: int = 144
+    num_layers: int = 6
+    ffn_dim: int = 576
+    mixer: str = "summary"  # summary | attention
+    summary_variant: str = "fast"  # fast | full | lite | expdecay
+    num_heads: int = 4  # attention heads; blocks of the block-diagonal projections of `full`
+    decay: float = 0.995  # expdecay: weight of a frame at distance 1
+    conv_kernel: int = 15
+    subsampling_channels: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_range(self, "dim num_layers ffn_dim num_heads conv_kernel subsampling_channels", 1)
+        require_choice(self, "mixer", ("summary", "attention"))
+        require_choice(self, "summary_variant", ("fast", "full", "lite", "expdecay"))
+        require(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
+        require(self, "conv_kernel", self.conv_kernel % 2 == 1, "odd (the convolution is centred)")
+        require_range(self, "dropout", 0, 1)
+        if self.mixer == "attention" or self.summary_variant == "full":
+            require(self, "num_heads", self.dim % self.num_heads == 0, f"a divisor of dim ({self.dim})")
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """LSTM predictor over the tokens emitted so far."""
+
+    embed_dim: int = 144
+    hidden_dim: int = 160
+    num_layers: int = 1
+    dropout: float = 0.1
+    token_dropout: float = 0.0  # share of past tokens hidden in training, so that the encoder carries what was said
+
+    def __post_init__(self) -> None:
+        require_range(self, "embed_dim hidden_dim num_layers", 1)
+        require_range(self, "dropout token_dropout", 0, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A conformer transducer: everything but the vocabulary size, which the tokenizer gives."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    joiner_dim: int = 160
+    ctc: bool = True  # auxiliary CTC head
+
+    def __post_init__(self) -> None:
+        require_range(self, "joiner_dim", 1)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(),
+    "small": ModelConfig(
+        encoder=EncoderConfig(dim=256, num_layers=6, ffn_dim=1024, subsampling_channels=64),
+        predictor=PredictorConfig(embed_dim=256, hidden_dim=256),
+        joiner_dim=256,
+    ),
+    "medium": ModelConfig(
+        encoder=EncoderConfig(dim=320, num_layers=12, ffn_dim=1280, conv_kernel=31, subsampling_channels=64),
+        predictor=PredictorConfig(embed_dim=320, hidden_dim=320),
+        joiner_dim=384,
+    ),
+    # The papers' model (arXiv 2409.07165).
+    "large": ModelConfig(
+        encoder=EncoderConfig(
+            dim=512, num_layers=12, ffn_dim=2048, num_heads=4, conv_kernel=31, subsampling_channels=64
+        ),
+        predictor=PredictorConfig(embed_dim=512, hidden_dim=512),
+        joiner_dim=640,
+    ),
+}

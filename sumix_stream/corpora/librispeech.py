@@ -1,0 +1,223 @@
+"""LibriSpeech (Panayotov and others, ICASSP 2015, CC BY 4.0) and Mini LibriSpeech (OpenSLR 12 and 31)."""
+
+import logging
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from lhotse import MonoCut
+
+from sumix_stream.corpora.faults import (
+    SAMPLE_RATE,
+    Fault,
+    FaultyUtterance,
+    check_audio,
+    check_duration,
+    check_text,
+    log_faults,
+    print_summary,
+    read_report,
+    write_report,
+)
+from sumix_stream.corpora.preparation import join_manifests, make_cut, write_cuts, write_stats, write_tokenizer
+from sumix_stream.corpora.shar import write_shar
+from sumix_stream.corpora.stages import Stages, parallel
+
+log = logging.getLogger(__name__)
+
+# Utterances of each part as published.
+NUM_UTTERANCES = {
+    "train-clean-5": 1519,
+    "dev-clean-2": 1089,
+    "train-clean-100": 28539,
+    "train-clean-360": 104014,
+    "train-other-500": 148688,
+    "dev-clean": 2703,
+    "dev-other": 2864,
+    "test-clean": 2620,
+    "test-other": 2939,
+}
+
+
+class Selection(NamedTuple):
+    """Parts of one training set. Of `valid` and `test`, those that are there are used."""
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    test: tuple[str, ...]
+    download: tuple[str, ...]
+
+
+_DEV, _TEST = ("dev-clean", "dev-other"), ("test-clean", "test-other")
+_CLEAN = ("train-clean-100", "train-clean-360")
+SELECTIONS = {
+    "mini": Selection(("train-clean-5",), ("dev-clean-2",), ("test-clean",), ("train-clean-5", "dev-clean-2")),
+    "100h": Selection(_CLEAN[:1], _DEV, _TEST, (*_CLEAN[:1], *_DEV, *_TEST)),
+    "960h": Selection((*_CLEAN, "train-other-500"), _DEV, _TEST, (*_CLEAN, "train-other-500", *_DEV, *_TEST)),
+}
+
+
+def read_librispeech_part(
+    part_dir: Path, *, max_seconds: float | None = None, jobs: int | None = None
+) -> tuple[list[MonoCut], list[Fault]]:
+    """Cuts of one part, sorted by id: `<speaker>/<chapter>/<id>.flac` beside `<speaker>-<chapter>.trans.txt`.
+
+    Every file is decoded. What cannot be used is named in the log and in the faults and left out: a file that is
+    missing, damaged or not at 16 kHz or has no transcript, a transcript that is empty or not Latin, an id that was
+    there before, and, with `max_seconds`, what is longer.
+    """
+    transcripts = sorted(part_dir.glob("*/*/*.trans.txt"))
+    if not transcripts:
+        raise ValueError(f"{part_dir}: no <speaker>/<chapter>/*.trans.txt there; is this a LibriSpeech part?")
+    read = partial(_read_chapter, part=part_dir.name, max_seconds=max_seconds)
+    cuts: dict[str, MonoCut] = {}
+    faults: list[Fault] = []
+    for chapter_cuts, chapter_faults in parallel(read, transcripts, jobs, part_dir.name, "chapter"):
+        faults += chapter_faults
+        for cut in chapter_cuts:
+            if cut.id in cuts:
+                faults.append(Fault(part_dir.name, cut.id, "id occurs twice", cut.recording.sources[0].source))
+            else:
+                cuts[cut.id] = cut
+    log_faults(faults)
+    return [cuts[id] for id in sorted(cuts)], faults
+
+
+def _read_chapter(transcript: Path, part: str, max_seconds: float | None) -> tuple[list[MonoCut], list[Fault]]:
+    cuts, faults, named = [], [], set()
+    for line in filter(None, map(str.strip, transcript.read_text(encoding="utf-8", errors="replace").splitlines())):
+        id, _, text = line.partition(" ")
+        text = text.strip()
+        named.add(id)
+        path = transcript.parent / f"{id}.flac"
+        try:
+            check_text(text)
+            num_samples = check_audio(path)
+            if max_seconds is not None:
+                check_duration(num_samples / SAMPLE_RATE, 0.0, max_seconds)
+        except FaultyUtterance as error:
+            faults.append(Fault(part, id, error.fault, error.detail))
+            continue
+        cuts.append(make_cut(id, path.resolve(), num_samples, text, id.split("-")[0]))
+    for path in sorted(transcript.parent.glob("*.flac")):
+        if path.stem not in named:
+            faults.append(Fault(part, path.stem, "no transcript", f"{path} is not in {transcript.name}"))
+    return cuts, faults
+
+
+def _find_corpus(corpus: Path, parts: str) -> Path:
+    """The folder that holds the training parts: `corpus` or `corpus/LibriSpeech`."""
+    needed = SELECTIONS[parts].train
+    missing = needed
+    for folder in (corpus / "LibriSpeech", corpus):
+        found = [part for part in needed if (folder / part).is_dir()]
+        if len(found) == len(needed):
+            return folder
+        if found:
+            missing = tuple(part for part in needed if part not in found)
+    raise ValueError(
+        f"--corpus {corpus}: neither it nor its folder LibriSpeech holds {', '.join(missing)}; "
+        f"name the folder that does, or leave --corpus out to download what --parts {parts} needs"
+    )
+
+
+def prepare_librispeech(
+    out_dir: str | Path,
+    *,
+    parts: str = "mini",
+    corpus: str | Path | None = None,
+    download_dir: str | Path | None = None,
+    vocab_size: int = 500,
+    max_seconds: float = 30.0,
+    num_valid: int = 600,
+    seed: int = 0,
+    jobs: int | None = None,
+    shar: str | Path | None = None,
+) -> None:
+    """Prepare the recipe `egs/librispeech` under `out_dir`: manifests, BPE tokenizer, feature statistics.
+
+    Each part gets `cuts_<part>.jsonl.gz`; `cuts_train` is all training parts shuffled, `cuts_valid` a sample of the dev
+    parts (mini: all of dev-clean-2), `cuts_test` is test-clean. A part that is not there is replaced by the other kind:
+    Mini LibriSpeech has no test part, and some copies have no dev part. `left_out.tsv` names what cannot be used.
+
+    Args:
+        parts: `mini` (5 hours), `100h` or `960h`.
+        corpus: folder that holds `LibriSpeech/<part>/...`; None downloads it into `download_dir`.
+        download_dir: None = `out_dir/corpus`.
+        vocab_size: BPE tokens, blank included.
+        max_seconds: longer training utterances are left out; dev and test parts are kept whole.
+        num_valid: utterances of `cuts_valid` at most: it is decoded at every validation of a training run.
+        jobs: threads.
+        shar: folder for a copy of all manifests with their audio in Lhotse's Shar format.
+    """
+    if parts not in SELECTIONS:
+        raise ValueError(f"--parts {parts}: must be one of {', '.join(SELECTIONS)}")
+    if max_seconds <= 0 or num_valid < 1:
+        raise ValueError(f"max_seconds must be above 0 and num_valid at least 1, got {max_seconds} and {num_valid}")
+    selection, out_dir = SELECTIONS[parts], Path(out_dir).resolve()
+    if corpus is None:
+        root = _download(Path(download_dir or out_dir / "corpus"), selection.download)
+    else:
+        root = _find_corpus(Path(corpus).resolve(), parts)
+    valid, test = ([part for part in wanted if (root / part).is_dir()] for wanted in (selection.valid, selection.test))
+    if not valid and not test:
+        raise ValueError(f"{root}: validation needs {' or '.join(selection.valid + selection.test)} there")
+    valid, test = valid or test[:1], test or valid
+    every = list(dict.fromkeys([*selection.train, *valid, *test]))
+    stages = Stages(out_dir)
+
+    def cuts_file(name: str) -> str:
+        return f"cuts_{name}.jsonl.gz"
+
+    def read_part(part: str) -> None:
+        limit = max_seconds if part in selection.train else None
+        cuts, faults = read_librispeech_part(root / part, max_seconds=limit, jobs=jobs)
+        write_report(out_dir / f"left_out_{part}.tsv", faults)
+        write_cuts(cuts, out_dir / cuts_file(part))
+        _compare_with_published(part, len(cuts), faults)
+
+    def join() -> None:
+        files = {part: out_dir / cuts_file(part) for part in every}
+        join_manifests([files[part] for part in selection.train], out_dir / cuts_file("train"), seed=seed)
+        limit = None if parts == "mini" else num_valid
+        join_manifests([files[part] for part in valid], out_dir / cuts_file("valid"), limit=limit)
+        join_manifests([files[test[0]]], out_dir / cuts_file("test"))
+        faults = [fault for part in every for fault in read_report(out_dir / f"left_out_{part}.tsv")]
+        write_report(out_dir / "left_out.tsv", faults)
+
+    for part in every:
+        made = [cuts_file(part), f"left_out_{part}.tsv"]
+        settings = {"corpus": root, "max_seconds": max_seconds if part in selection.train else None}
+        stages.run(part, settings, partial(read_part, part), made, independent=True)
+    settings = {"train": selection.train, "valid": valid, "test": test, "num_valid": num_valid, "seed": seed}
+    stages.run("manifests", settings, join, [cuts_file("train"), cuts_file("valid"), cuts_file("test"), "left_out.tsv"])
+    settings = {"type": "bpe", "size": vocab_size}
+    stages.run("tokenizer", settings, lambda: write_tokenizer(out_dir, vocab_size, "bpe"), ["tokenizer.model"])
+    stages.run("stats", {}, lambda: write_stats(out_dir), ["stats.npz"])
+    stages.write_checksums()
+    if shar is not None:
+        for name in ("train", *dict.fromkeys(["valid", *valid, *test])):
+            write_shar(out_dir / cuts_file(name), Path(shar) / name, jobs=jobs)
+    print_summary(read_report(out_dir / "left_out.tsv"), out_dir / "left_out.tsv")
+
+
+def _compare_with_published(part: str, num_kept: int, faults: list[Fault]) -> None:
+    """Say it where a part is not whole: error rates on it cannot be compared with others'."""
+    published = NUM_UTTERANCES.get(part)
+    if published is not None and num_kept != published:
+        reasons = Counter(fault.fault for fault in faults)
+        why = ", ".join(f"{number} {fault}" for fault, number in sorted(reasons.items())) or "the corpus holds no more"
+        log.warning("%s: %d of the %d published utterances (%s)", part, num_kept, published, why)
+
+
+def _download(folder: Path, parts: tuple[str, ...]) -> Path:
+    from lhotse.recipes import download_librispeech
+
+    try:
+        return Path(download_librispeech(folder, dataset_parts=parts))
+    except OSError as error:
+        raise ValueError(
+            f"{', '.join(parts)} could not be downloaded to {folder} ({error}); try again (it goes on where it "
+            "stopped), or give a copy with --corpus"
+        ) from error

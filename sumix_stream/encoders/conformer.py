@@ -1,0 +1,170 @@
+"""Conformer encoder (arXiv 2005.08100) with SummaryMixing or attention, whole-utterance and chunk by chunk.
+
+B batch, T0 feature frames, T encoder frames, C frames of a chunk, D channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sumix_stream.config import EncoderConfig
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.convolution import ChunkConvolution
+from sumix_stream.encoders.masking import mask_frames
+from sumix_stream.encoders.mixers.attention import ChunkedAttention
+from sumix_stream.encoders.mixers.summary import SummaryMixing
+from sumix_stream.encoders.states import EncoderState, LayerState
+from sumix_stream.encoders.subsampling import ConvSubsampling
+from sumix_stream.features import NUM_BINS
+from sumix_stream.timebase import Timebase
+
+MIXERS = {"summary": SummaryMixing, "attention": ChunkedAttention}
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, D -> ffn_dim, SiLU, -> D."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(
+            nn.LayerNorm(config.dim),
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.ffn_dim, config.dim),
+            nn.Dropout(config.dropout),
+        )
+
+    def add_half(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> x + half of this branch."""
+        return x + 0.5 * self(x)
+
+
+class ConformerLayer(nn.Module):
+    """Half feed-forward, mixer, convolution, half feed-forward, LayerNorm; residual around each."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.ffn1 = FeedForward(config)
+        self.mixer_norm = nn.LayerNorm(config.dim)
+        self.mixer = MIXERS[config.mixer](config)
+        self.conv_norm = nn.LayerNorm(config.dim)
+        self.conv = ChunkConvolution(config)
+        self.ffn2 = FeedForward(config)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        # The residual sum of all layers keeps its variance, so that frames start out as different as their features
+        # are (the initialisation of GPT-2). Without it training begins on a plateau of hundreds of steps.
+        self.scale_residual_outputs((4 * config.num_layers) ** -0.5)
+
+    @property
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The last products of the four branches before their residual sums."""
+        return [self.ffn1[-2], *self.mixer.residual_outputs, self.conv.out, self.ffn2[-2]]
+
+    @torch.no_grad()
+    def scale_residual_outputs(self, factor: float) -> None:
+        for parameter in (p for branch in self.residual_outputs for p in branch.parameters()):
+            parameter.mul_(factor)
+
+    def init_state(self, batch_size: int, context: ChunkContext) -> LayerState:
+        return LayerState(self.mixer.init_state(batch_size, context), self.conv.init_state(batch_size))
+
+    def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
+        """x (B, T, D), lengths (B,) -> (B, T, D)."""
+        x = self.ffn1.add_half(x)
+        x = x + self.mixer(self.mixer_norm(x), lengths, context)
+        x = x + self.dropout(self.conv(self.conv_norm(x), lengths, context))
+        return mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
+
+    def step(self, x: Tensor, lengths: Tensor, state: LayerState, context: ChunkContext) -> tuple[Tensor, LayerState]:
+        """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
+        x = self.ffn1.add_half(x)
+        y, mixer_state = self.mixer.step(self.mixer_norm(x), lengths, state.mixer, context)
+        x = x + y
+        y, conv_state = self.conv.step(self.conv_norm(x), lengths, state.conv)
+        x = x + y
+        x = mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
+        return x, LayerState(mixer_state, conv_state)
+
+
+class ConformerEncoder(nn.Module):
+    """Log-mel features (B, T0, 80) -> (B, T, D): one function, `forward` on whole utterances, `step` by chunks."""
+
+    def __init__(self, config: EncoderConfig, timebase: Timebase | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.timebase = timebase or Timebase()
+        self.subsampling = ConvSubsampling(
+            NUM_BINS, config.subsampling_channels, config.dim, config.dropout, self.timebase
+        )
+        self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
+        self.batch_sizes: tuple[int, ...] = ()  # that steps are quick at, in rising order; none = no matter
+
+    def forward(self, feats: Tensor, lengths: Tensor, context: ChunkContext) -> tuple[Tensor, Tensor]:
+        """feats (B, T0, 80), lengths (B,) in feature frames -> (B, T, D), (B,) in encoder frames."""
+        check_feats(feats, lengths)
+        x, lengths = self.subsampling(feats, lengths)
+        for layer in self.layers:
+            x = layer(x, lengths, context)
+        return x, lengths
+
+    def window(self, context: ChunkContext) -> int:
+        """Feature frames that a step takes."""
+        return self.timebase.feature_frames_per_chunk(check_streaming(context).chunk_size)
+
+    def shift(self, context: ChunkContext) -> int:
+        """Feature frames from the start of a step's window to the next: the window, as the front end sees no future."""
+        return self.window(context)
+
+    def init_state(self, batch_size: int, context: ChunkContext) -> EncoderState:
+        """State of `batch_size` streams that have heard nothing. Raises ValueError for a context that cannot stream."""
+        check_streaming(context)
+        layers = tuple(layer.init_state(batch_size, context) for layer in self.layers)
+        return EncoderState(context, self.subsampling.init_state(batch_size), layers)
+
+    def step(
+        self, feats: Tensor, lengths: Tensor, state: EncoderState, final: bool | Tensor = False
+    ) -> tuple[Tensor, Tensor, EncoderState]:
+        """One chunk of each stream.
+
+        Args:
+            feats: (B, <= window, 80); a whole window unless every stream is at its end.
+            lengths: (B,) valid feature frames; fewer than a window only where `final`.
+            final: whether the streams end here; a bool, or bools of shape (B,).
+        Returns:
+            out (B, <= C, D), out_lengths (B,) and the next state.
+        Raises:
+            ValueError: for a short chunk that is not final (where lengths lie on the CPU), or too long a chunk.
+        """
+        check_feats(feats, lengths)
+        window, context = self.window(state.context), state.context
+        if feats.shape[1] > window:
+            raise ValueError(f"a step takes at most {window} feature frames, got {feats.shape[1]}")
+        # Lengths on a GPU are taken as they are: a look would make the host wait, and cannot be part of a CUDA graph.
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            short = (lengths != window) & ~torch.as_tensor(final, device=lengths.device)
+            if bool(short.any()):
+                raise ValueError(
+                    f"only a final chunk may be shorter than {window} feature frames, got lengths {lengths.tolist()}"
+                )
+        x, lengths, subsampling = self.subsampling.step(feats, lengths, state.subsampling)
+        layers = []
+        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+            x, next_state = layer.step(x, lengths, layer_state, context)
+            layers.append(next_state)
+        return x, lengths, EncoderState(context, subsampling, tuple(layers))
+
+
+def check_streaming(context: ChunkContext) -> ChunkContext:
+    """Raises ValueError unless a stream can be run under the context."""
+    if not isinstance(context.chunk_size, int):
+        raise ValueError(f"streaming needs one chunk size (such as 640ms or 16), got {context}")
+    if context.left_context is not None and not isinstance(context.left_context, int):
+        raise ValueError(f"streaming needs one left context for the batch, got {context}")
+    return context
+
+
+def check_feats(feats: Tensor, lengths: Tensor) -> None:
+    if feats.dim() != 3 or feats.shape[2] != NUM_BINS or feats.shape[1] == 0:
+        raise ValueError(f"feats must be (B, T0 >= 1, {NUM_BINS}), got {tuple(feats.shape)}")
+    if lengths.shape != feats.shape[:1]:
+        raise ValueError(f"lengths must be ({feats.shape[0]},), got {tuple(lengths.shape)}")

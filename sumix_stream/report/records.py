@@ -1,0 +1,94 @@
+"""What a run has left on disk, read back for its page: nothing but files, so that it works for any run at any time."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METRICS, RUNS, VALIDATION = "metrics.jsonl", "runs.jsonl", "valid.json"
+PICTURES, PICTURE_LIST = "pictures", "pictures.json"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A report.json of bin/decode or bin/stream_decode."""
+
+    name: str  # of its folder
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def cuts(self) -> str:
+        return str(self.content.get("cuts") or "")
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """Everything about a run; what is not there (yet) is empty."""
+
+    exp_dir: Path
+    steps: list[dict[str, Any]] = field(default_factory=list)  # a line of metrics.jsonl for each step
+    validations: list[tuple[int, float]] = field(default_factory=list)  # (step, word error rate)
+    starts: list[dict[str, Any]] = field(default_factory=list)  # lines of runs.jsonl
+    validation: dict[str, Any] = field(default_factory=dict)  # the last one, utterance by utterance
+    decoded: list[Decoded] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.starts[-1].get("recipe", {}) if self.starts else {}
+
+    @property
+    def valid_cuts(self) -> list[str]:
+        return list((self.recipe.get("data") or {}).get("valid_cuts") or [])
+
+    @classmethod
+    def read(cls, exp_dir: Path | str) -> "RunRecords":
+        """Raises ValueError when the directory is none or holds no run."""
+        exp_dir = Path(exp_dir)
+        if not (exp_dir / METRICS).is_file():
+            raise ValueError(f"{exp_dir} has no {METRICS}: no run has begun there; train one with bin/train")
+        lines = list(_json_lines(exp_dir / METRICS))
+        return cls(
+            exp_dir,
+            steps=[line for line in lines if "learning_rate" in line],
+            validations=[(line["step"], line["valid_wer"]) for line in lines if "valid_wer" in line],
+            starts=list(_json_lines(exp_dir / RUNS)),
+            validation=_json(exp_dir / VALIDATION),
+            decoded=_decoded(exp_dir),
+            pictures=list(_json(exp_dir / PICTURES / PICTURE_LIST).get("pictures", [])),
+        )
+
+
+def _decoded(exp_dir: Path) -> list[Decoded]:
+    """Reports beside the experiment and beside each of its checkpoints, by name."""
+    found = []
+    for path in sorted([*exp_dir.glob("decode/*/report.json"), *exp_dir.glob("checkpoints/*/decode/*/report.json")]):
+        content = _json(path)
+        if isinstance(content.get("utterances"), list):
+            of_step = "" if path.parts[-5:-4] != ("checkpoints",) else f"{path.parts[-4]} "
+            found.append(Decoded(of_step + path.parent.name, path, content))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The mapping in a file; empty when it is missing or being written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the line a killed run was writing
+            if isinstance(line, dict) and "step" in line:
+                yield line

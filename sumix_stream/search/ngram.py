@@ -1,0 +1,192 @@
+"""N-gram language models over tokens, from ARPA files, for shallow fusion.
+
+Over the model's own tokens, not words: every token is scored when it is emitted, so that the beam is pruned by the
+language model at each step and partial results are ranked like final ones. A word model could only speak at the end
+of each word. The file is read here and turned into tensors (backoff.py), in which the scores of all tokens after all
+hypotheses are found at once: the usual libraries answer one query at a time.
+
+Such a file is made by any n-gram toolkit from text split into pieces by the model's tokenizer (`write_pieces`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sumix_stream.search.backoff import BackoffAutomaton
+from sumix_stream.search.fusion import digest
+from sumix_stream.tokenizer import Tokenizer
+
+START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+NEVER = -100.0  # log10 probability of what a file has neither a probability nor <unk> for, as in KenLM
+_LN10 = math.log(10)
+
+Ngrams = dict[tuple[str, ...], tuple[float, float]]  # words -> (log10 probability, log10 backoff weight)
+
+
+class ArpaError(ValueError):
+    """An ARPA file that cannot be used; the message names file and line."""
+
+
+class NgramLm:
+    """An n-gram model as `fusion.LanguageModel`; its state is the automaton's, (N,). Make one with `load`."""
+
+    def __init__(self, automaton: BackoffAutomaton, vocab_size: int, start: int, order: int) -> None:
+        self.vocab_size = vocab_size
+        self.order = order
+        self._automaton = automaton
+        self._start = start
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, tokenizer: Tokenizer) -> NgramLm:
+        """From an ARPA file (.arpa or .arpa.gz) whose words are the tokenizer's pieces.
+
+        Raises:
+            ArpaError: the file is missing, damaged, or over other words than the pieces.
+        """
+        path = Path(path)
+        orders = read_arpa(path)
+        ids = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size) if token != tokenizer.blank_id}
+        strangers = sorted({words[0] for words in orders[0]} - {START, END, UNKNOWN} - set(ids))
+        if strangers:
+            raise ArpaError(
+                f"{path}: {len(strangers)} of its words are no pieces of this tokenizer, such as {strangers[0]!r}: "
+                "train it on text that ngram.write_pieces has split into pieces with the same tokenizer"
+            )
+        start = tokenizer.vocab_size  # the context <s>, which is never a token to be scored
+        unknown, _ = orders[0].get((UNKNOWN,), (NEVER, 0.0))
+        try:
+            return cls._build(orders, ids | {UNKNOWN: tokenizer.unk_id, START: start}, unknown)
+        except KeyError as error:
+            raise ArpaError(f"{path}: {error.args[0]} is within an n-gram but not an n-gram itself") from None
+
+    @classmethod
+    def _build(cls, orders: list[Ngrams], ids: dict[str, int], unknown: float) -> NgramLm:
+        start = ids[START]
+        contexts: dict[tuple[int, ...], int] = {(): 0}
+        weights = {}
+        backoffs = [0.0]
+        for order, ngrams in enumerate(orders, 1):
+            for words, (log_prob, backoff) in ngrams.items():
+                if words[-1] == END:
+                    continue
+                tokens = tuple(ids[word] for word in words)
+                if tokens[:-1] not in contexts:
+                    raise KeyError(" ".join(words[:-1]))
+                weights[tokens] = log_prob * _LN10
+                if order < len(orders):
+                    contexts[tokens] = len(contexts)
+                    backoffs.append(backoff * _LN10)
+
+        def longest(tokens: tuple[int, ...]) -> int:
+            while tokens not in contexts:
+                tokens = tokens[1:]
+            return contexts[tokens]
+
+        unseen = longest((ids[UNKNOWN],))
+        arcs = {(0, token): (unknown * _LN10, unseen) for token in range(1, start)}
+        for tokens, weight in weights.items():
+            if tokens[-1] != start:
+                arcs[contexts[tokens[:-1]], tokens[-1]] = (weight, longest(tokens))
+        fallbacks = [0] + [longest(tokens[1:]) for tokens in contexts if tokens]
+        automaton = BackoffAutomaton.build(start + 1, fallbacks, backoffs, arcs)
+        return cls(automaton, start, longest((start,)), len(orders))
+
+    def start(self, batch_size: int, device: torch.device) -> Tensor:
+        self._automaton = self._automaton.to(device)
+        return torch.full((batch_size,), self._start, device=device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest(part for part in vars(self._automaton).values() if isinstance(part, Tensor))
+
+    def log_probs(self, state: Tensor) -> Tensor:
+        return self._automaton.rows(state)[:, : self.vocab_size]
+
+    def advance(self, tokens: Tensor, state: Tensor) -> Tensor:
+        return self._automaton.next(state, tokens)
+
+
+def write_pieces(texts: Iterable[str], tokenizer: Tokenizer, path: str | os.PathLike) -> int:
+    """Write texts one a line, split into pieces with spaces between: what an n-gram toolkit is trained on.
+
+    Returns:
+        Lines written; texts without a token are left out.
+    """
+    lines = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for tokens in map(tokenizer.encode, texts):
+            if tokens:
+                file.write(" ".join(map(tokenizer.piece, tokens)) + "\n")
+                lines += 1
+    return lines
+
+
+def read_arpa(path: str | os.PathLike) -> list[Ngrams]:
+    """The n-grams of a file, by order. Raises ArpaError naming the line for what is not ARPA format."""
+    path = Path(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            return _parse(_numbered(file), path)
+    except FileNotFoundError:
+        raise ArpaError(f"{path}: no such language model") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ArpaError(
+            f"{path}: cannot be read ({error}); it must be an ARPA file in UTF-8, or that in gzip"
+        ) from None
+
+
+def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, blank ones left out."""
+    for number, line in enumerate(file, 1):
+        if line := line.strip():
+            yield number, line
+
+
+def _parse(lines: Iterator[tuple[int, str]], path: Path) -> list[Ngrams]:
+    number, line = next(lines, (0, ""))
+    while line and line != "\\data\\":
+        number, line = next(lines, (0, ""))
+    if not line:
+        raise ArpaError(f"{path}: no \\data\\ section: this is no ARPA file")
+    counts: list[int] = []
+    for number, line in lines:
+        match = re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", line)
+        if match is None:
+            break
+        if int(match[1]) != len(counts) + 1:
+            raise ArpaError(f"{path}:{number}: expected the count of order {len(counts) + 1}, got {line!r}")
+        counts.append(int(match[2]))
+    if not counts:
+        raise ArpaError(f"{path}:{number}: expected `ngram 1=...`, got {line!r}")
+    orders: list[Ngrams] = []
+    for order, count in enumerate(counts, 1):
+        if line != f"\\{order}-grams:":
+            raise ArpaError(f"{path}:{number}: expected \\{order}-grams:, got {line!r}")
+        ngrams: Ngrams = {}
+        for number, line in lines:
+            if line.startswith("\\") and line.endswith((":", "\\")) and " " not in line and "\t" not in line:
+                break
+            parts = line.split()
+            words = tuple(parts[1 : order + 1])
+            try:
+                log_prob, backoff = float(parts[0]), float(parts[order + 1]) if len(parts) > order + 1 else 0.0
+            except ValueError:
+                log_prob = math.nan
+            if len(words) < order or len(parts) > order + 2 or not log_prob <= 0 or not math.isfinite(backoff):
+                raise ArpaError(f"{path}:{number}: expected a log10 probability and {order} words, got {line!r}")
+            ngrams[words] = (max(log_prob, NEVER), backoff)
+        if len(ngrams) != count:
+            raise ArpaError(f"{path}: {len(ngrams)} {order}-grams, but its head says {count}: it is cut short")
+        orders.append(ngrams)
+    if line != "\\end\\":
+        raise ArpaError(f"{path}: no \\end\\: it is cut short")
+    return orders

@@ -1,0 +1,143 @@
+"""A stream as bytes: safetensors with a JSON header. Nothing is pickled, and no byte is believed unchecked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sumix_stream.config.reader import to_dict
+from sumix_stream.runtime.base import AcousticModel
+from sumix_stream.runtime.exported import ExportedModel
+from sumix_stream.streaming.feature_queue import FeatureQueue
+
+if TYPE_CHECKING:
+    from sumix_stream.streaming.stream import Stream, StreamingRecognizer
+
+FORMAT = "sumix-stream snapshot"
+VERSION = 1
+_KEY = "sumix_stream"
+_PARTS = ("features", "encoder", "search")
+
+
+def fingerprint(model: AcousticModel) -> str:
+    """SHA-256 over configuration, timebase, vocabulary size, and all weights and buffers; or over a bundle's files."""
+    if isinstance(model, ExportedModel):
+        return model.fingerprint
+    digest = hashlib.sha256(
+        json.dumps([to_dict(model.config), vars(model.timebase), model.vocab_size], sort_keys=True).encode()
+    )
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def dump(stream: Stream) -> bytes:
+    """All of a stream, for `load`."""
+    recognizer = stream.recognizer
+    features, feature_values = stream.features.save()
+    search, search_values = recognizer.search.save(stream.search)
+    encoder = recognizer.encoder.save(stream.encoder)
+    arrays = {
+        f"{part}/{name}": tensor.detach().cpu().clone().contiguous()
+        for part, group in zip(_PARTS, (features, encoder, search), strict=True)
+        for name, tensor in group.items()
+    }
+    body = json.dumps(
+        {
+            "features": feature_values,
+            "search": search_values,
+            "num_encoded": stream.num_encoded,
+            "segment_start": stream.segment_start,
+            "num_segments": stream.num_segments,
+        }
+    )
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": recognizer.fingerprint,
+        "settings": _settings(recognizer),
+        "stream": body,
+        "sha256": _checksum(arrays, body),
+    }
+    return safetensors.torch.save(arrays, {_KEY: json.dumps(header)})  # one key: their order is not kept
+
+
+def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
+    """The stream that `dump` wrote. Raises ValueError saying what is wrong with the bytes, or whose they are."""
+    header, arrays = _read(data)
+    if header.get("format") != FORMAT:
+        raise ValueError("this is no snapshot of a stream; give the bytes that Stream.snapshot returned")
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"a snapshot of version {header.get('version')} cannot be read by this release, which reads {VERSION}; "
+            "restore it with the release that took it"
+        )
+    if header.get("sha256") != _checksum(arrays, header.get("stream", "")):
+        raise ValueError("this snapshot is damaged: its checksum is wrong; take it again or copy it again")
+    if header.get("model") != recognizer.fingerprint:
+        raise ValueError("this snapshot is of another model's stream; restore it with the model it was taken with")
+    if header.get("settings") != _settings(recognizer):
+        raise ValueError(
+            f"this snapshot was taken under {header.get('settings')}, but this recogniser is set to "
+            f"{_settings(recognizer)}; make one of equal context and search"
+        )
+    try:
+        return _rebuild(recognizer, json.loads(header["stream"]), arrays)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"this snapshot's content does not fit its header ({error}); take it again") from None
+
+
+def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, Tensor]) -> Stream:
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+
+    stream = recognizer.create_stream()
+    with torch.inference_mode():
+        stream.features = FeatureQueue.restore(
+            recognizer.model.timebase.sample_rate, part("features"), values["features"]
+        )
+        stream.encoder = recognizer.encoder.restore(part("encoder"))
+        stream.search = recognizer.search.restore(part("search"), values["search"])
+    for name in ("num_encoded", "segment_start", "num_segments"):
+        setattr(stream, name, int(values[name]))
+    return stream
+
+
+def _settings(recognizer: StreamingRecognizer) -> str:
+    context = recognizer.context
+    context_values = {"chunk_size": context.chunk_size, "left_context": context.left_context}
+    return json.dumps(context_values | recognizer.search.describe(), sort_keys=True)
+
+
+def _checksum(arrays: dict[str, Tensor], body: str) -> str:
+    digest = hashlib.sha256(body.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(_bytes(array))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""
+
+
+def _read(data: bytes) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors. A file of safetensors begins with the length of its JSON, 8 bytes, little endian."""
+    try:
+        arrays = safetensors.torch.load(bytes(data))
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return dict(json.loads(metadata.get(_KEY, "{}"))), arrays
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"these {len(data)} bytes are no snapshot of a stream, or it was truncated ({error}); "
+            "give what Stream.snapshot returned"
+        ) from None

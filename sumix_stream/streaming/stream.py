@@ -1,0 +1,272 @@
+"""Streams: audio in pieces of any size, words while it is still coming. Streams of any age share each step.
+
+samples -> resampler -> filter bank -> queue of feature frames -> encoder chunk -> search -> tokens with times.
+C encoder frames of a chunk, D encoder channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sumix_stream.context import ChunkContext
+from sumix_stream.features import NUM_BINS
+from sumix_stream.runtime.base import AcousticModel
+from sumix_stream.runtime.stream_encoders import make_encoder
+from sumix_stream.search.base import GreedySearch, Search
+from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.streaming import snapshot
+from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.feature_queue import FeatureQueue
+from sumix_stream.streaming.offline import to_hypothesis
+from sumix_stream.tokenizer import Tokenizer
+
+
+class Stream:
+    """One speaker's audio on its way in; made by `StreamingRecognizer.create_stream` or `Recognizer.stream`.
+
+    `feed` and `finish` are all that one stream needs. A server with many uses the recogniser's verbs instead.
+    """
+
+    def __init__(self, recognizer: StreamingRecognizer) -> None:
+        self.recognizer = recognizer
+        self.features = FeatureQueue(recognizer.model.timebase.sample_rate)
+        self.encoder = recognizer.encoder.begin()
+        self.search = recognizer.search.begin()
+        self.num_encoded = 0  # encoder frames
+        self.segment_start = 0  # encoder frame
+        self.num_segments = 0  # that are complete
+
+    @property
+    def context(self) -> ChunkContext:
+        return self.recognizer.context
+
+    def feed(self, sample_rate: int, samples: np.ndarray) -> Hypothesis | None:
+        """Take the next samples and decode every chunk they complete.
+
+        Args:
+            sample_rate: in Hz, the same for the whole stream; anything but the model's rate is resampled.
+            samples: (S,) mono, of any length: floating point in [-1, 1], or int16 PCM.
+        Returns:
+            All that has been recognised so far, or None when these samples changed no token.
+        Raises:
+            ValueError: for samples that are not such (NaN, 2-D, another type), a change of rate, or after `finish`.
+                Nothing of a refused call is kept, and the stream goes on.
+        """
+        self.features.accept(sample_rate, samples)
+        if not self.is_ready:
+            return None
+        before = list(self.emissions.tokens)
+        while self.recognizer.decode([self]):
+            pass
+        return None if self.emissions.tokens == before else self.result()
+
+    def finish(self) -> Hypothesis:
+        """No more samples: decode what is left, to the last sample, and return the whole result."""
+        self.input_finished()
+        while self.recognizer.decode([self]):
+            pass
+        return self.result()
+
+    def accept(self, sample_rate: int, samples: np.ndarray) -> None:
+        """Take the next samples without decoding; as `feed` otherwise."""
+        self.features.accept(sample_rate, samples)
+
+    def input_finished(self) -> None:
+        """Flush resampler and filter bank; the last chunk may be short."""
+        self.features.finish()
+        if self.is_finished:
+            self.recognizer.encoder.end(self.encoder)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a chunk can be decoded: a full one, or after the end what is left."""
+        waiting = self.features.num_frames
+        return waiting >= self.recognizer.window or (self.features.finished and waiting > 0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the result is final."""
+        return self.features.finished and self.features.num_frames == 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens emitted so far, since the last reset."""
+        return len(self.emissions.tokens)
+
+    @property
+    def emissions(self) -> Emissions:
+        """Tokens since the last reset, with their encoder frames and confidences. To be read, not to be kept."""
+        return self.recognizer.search.emissions(self.search)
+
+    def result(self) -> Hypothesis:
+        """All that has been recognised since the last reset."""
+        recognizer = self.recognizer
+        return to_hypothesis(recognizer.model, recognizer.tokenizer, self.emissions)
+
+    def timestamps(self, first: int = 0) -> list[float]:
+        """Seconds from the first sample to the start of the encoder frame of each token from the `first` on."""
+        frames = self.emissions.frames[first:]
+        return [self.recognizer.model.timebase.encoder_frame_time(frame) for frame in frames]
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
+        feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
+        frames = self.features.num_frames % self.recognizer.window * NUM_BINS * torch.float32.itemsize
+        encoder = self.recognizer.encoder.nbytes(self.encoder)
+        return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
+
+    def snapshot(self) -> bytes:
+        """All of this stream, for `StreamingRecognizer.restore` in this or another process to go on identically."""
+        return snapshot.dump(self)
+
+
+class StreamingRecognizer:
+    """Many streams under one context, by the eight verbs of sherpa-onnx's recogniser.
+
+    create_stream; accept_waveform, input_finished; is_ready, decode; result, is_endpoint, reset. Streams of any age
+    join and leave `decode`; a stream's result depends on its samples alone. Used by one thread at a time.
+
+    Args:
+        model, tokenizer: as loaded together; PyTorch's model or an exported bundle's.
+        context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
+        search: None = greedy.
+        endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
+        slots: as of `encoders.make_encoder`; for many streams on a GPU.
+    Raises:
+        ValueError: for full context, which cannot stream, and for another context than a bundle's own.
+    """
+
+    def __init__(
+        self,
+        model: AcousticModel,
+        tokenizer: Tokenizer,
+        context: ChunkContext,
+        *,
+        search: Search | None = None,
+        endpointing: Endpointing | None = None,
+        slots: bool = False,
+    ) -> None:
+        self.encoder = make_encoder(model, context, slots=slots)
+        self.window = self.encoder.window  # feature frames of a chunk
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+        self.search = GreedySearch(model) if search is None else search
+        self.endpointing = endpointing
+
+    def create_stream(self) -> Stream:
+        """A stream that has heard nothing."""
+        return Stream(self)
+
+    def accept_waveform(self, stream: Stream, sample_rate: int, samples: np.ndarray) -> None:
+        """Take the next samples (S,) of a stream without decoding; as `Stream.feed` otherwise."""
+        self._own(stream).accept(sample_rate, samples)
+
+    def input_finished(self, stream: Stream) -> None:
+        """No more samples will come; what is left is decoded to the last sample. Raises ValueError the second time."""
+        self._own(stream).input_finished()
+
+    def is_ready(self, stream: Stream) -> bool:
+        """Whether `decode` would move this stream."""
+        return self._own(stream).is_ready
+
+    @torch.inference_mode()
+    def decode(self, streams: Sequence[Stream]) -> list[tuple[Stream, Tensor]]:
+        """Decode one chunk of every stream that is ready, all in one batch, whatever their ages.
+
+        If it raises, no stream has moved.
+
+        Returns:
+            The streams that moved, each with its encoder frames (n, D), n <= C; none when nothing is left to do.
+        """
+        ready = [stream for stream in streams if self._own(stream).is_ready]
+        if not ready:
+            return []
+        chunks = [stream.features.peek(self.window) for stream in ready]
+        lengths = [len(chunk) for chunk in chunks]
+        final = torch.tensor([stream.features.finished for stream in ready])
+        whole = min(lengths) == max(lengths)
+        feats = torch.stack(chunks) if whole else pad_sequence(chunks, batch_first=True)
+        enc_lengths = [self.model.timebase.num_encoder_frames(length) for length in lengths]
+        states = [stream.encoder for stream in ready]
+        with self.encoder.step(feats, torch.tensor(lengths), final, states) as enc:
+            self.search.advance(
+                enc,
+                torch.tensor(enc_lengths, device=enc.device),
+                [stream.num_encoded for stream in ready],
+                [stream.search for stream in ready],
+            )
+        moved = []
+        for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths, strict=True):
+            stream.features.drop(len(chunk))
+            stream.num_encoded += length
+            if stream.is_finished:
+                self.encoder.end(stream.encoder)
+            moved.append((stream, frames[:length]))
+        return moved
+
+    def warm_up(self, num_streams: int | None = None) -> None:
+        """Recognise silence in batches of each size that the encoder distinguishes, up to `num_streams`, so that the
+        first speakers do not wait for kernels to be compiled and memory to be had.
+
+        Takes seconds for a packed model, else a moment.
+        """
+        sizes = [size for size in self.encoder.batch_sizes or (1,) if num_streams is None or size <= num_streams]
+        streams = [self.create_stream() for _ in range(sizes[-1])]
+        silence = np.zeros(self.context.chunk_size * self.model.timebase.encoder_frame_samples, np.float32)
+        for stream in streams:
+            stream.accept(self.model.timebase.sample_rate, silence)  # short of a chunk by the filter bank's look-ahead
+        for size in sizes:
+            for stream in streams[:size]:
+                stream.accept(self.model.timebase.sample_rate, silence)
+            self.decode(streams[:size])
+
+    def result(self, stream: Stream) -> Hypothesis:
+        """What has been recognised since the last `reset`; times count from the stream's first sample."""
+        return self._own(stream).result()
+
+    def is_endpoint(self, stream: Stream) -> bool:
+        """Whether the segment since the last `reset` is over by one of the rules; never without `endpointing`.
+
+        It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes.
+        """
+        if self.endpointing is None:
+            return False
+        frames = self.search.emissions(self._own(stream).search).frames
+        seconds = self.model.timebase.encoder_frame_seconds
+        last = frames[-1] + 1 if frames else stream.segment_start
+        silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
+        return self.endpointing.is_endpoint(bool(frames), silence * seconds, utterance * seconds)
+
+    def reset(self, stream: Stream) -> None:
+        """Begin a new segment: the result is empty again. Encoder and audio go on, and the predictor too, unless
+        `endpointing` says otherwise."""
+        self.search.cut(self._own(stream).search, self.endpointing is not None and self.endpointing.reset_predictor)
+        stream.segment_start = stream.num_encoded
+        stream.num_segments += 1
+
+    def restore(self, data: bytes) -> Stream:
+        """The stream of a `Stream.snapshot`, taken in this or another process, on any device.
+
+        Raises ValueError for bytes that are damaged or no snapshot, and for one of another model, context or search.
+        """
+        return snapshot.load(data, self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the model's weights and configuration."""
+        return snapshot.fingerprint(self.model)
+
+    def _own(self, stream: Stream) -> Stream:
+        if stream.recognizer is not self:
+            raise ValueError(
+                f"this stream is another recogniser's (context {stream.context}, here {self.context}): "
+                "streams of a batch share one recogniser"
+            )
+        return stream

@@ -1,0 +1,247 @@
+"""bin/decode and bin/stream_decode, run in this process: what they print, write and refuse."""
+
+import json
+import runpy
+import shutil
+import sys
+import types
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from talkative import VOCAB_SIZE, sound, talkative_model
+
+from sumix_stream.runtime.packed import has_bf16_products
+from sumix_stream.tasks.checkpoint import save_model
+from sumix_stream.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def exp(tmp_path_factory) -> Path:
+    """An experiment directory, sounds and a manifest of them."""
+    directory = tmp_path_factory.mktemp("exp")
+    letters = " ".join(chr(ord("a") + n) for n in range(VOCAB_SIZE - 3))
+    tokenizer = train_tokenizer([letters], directory / "letters.model", model_type="char")
+    step = directory / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    model = deepcopy(talkative_model())
+    with torch.no_grad():
+        model.joiner.output.bias[tokenizer.unk_id] = -1e4
+        model.joiner.output.bias[tokenizer.encode("a")[0]] += 2  # the start of a word
+    save_model(step, model, tokenizer)
+    (directory / "best.txt").write_text("checkpoints/step-00000001\n")
+    cuts = []
+    for n, seconds in enumerate((1.5, 0.4, 2.2)):
+        path = directory / f"{n}.wav"
+        soundfile.write(path, sound(seconds, seed=n), 16_000)
+        recording = Recording.from_file(path)
+        supervision = SupervisionSegment(f"s{n}", recording.id, 0.0, recording.duration, text="a b c")
+        cuts.append(MonoCut(f"c{n}", 0.0, recording.duration, 0, recording=recording, supervisions=[supervision]))
+    CutSet.from_cuts(cuts).to_file(directory / "test.jsonl.gz")
+    return directory
+
+
+@pytest.fixture
+def door(monkeypatch, capsys, exp):
+    """Run a door with arguments: (exit code, standard output, standard error)."""
+    monkeypatch.syspath_prepend(ROOT / "bin")
+    monkeypatch.setitem(sys.modules, "_venv", types.SimpleNamespace(enter=lambda: None))
+
+    def run(name: str, *arguments: object, checkpoint: Path = exp) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, "--checkpoint", str(checkpoint), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "bin" / name), run_name="__main__")
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+def test_words_appear_as_they_come(door, exp):
+    code, out, err = door("stream_decode", exp / "2.wav", "--chunk", "320ms", "--left-context", "unlimited")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{exp / '2.wav'}: 2.20 s at 16000 Hz")
+    heard = [float(line.split(" s |")[0]) for line in lines[1:-1]]
+    assert len(heard) >= 3
+    assert heard == sorted(heard)
+    for line, at in zip(lines[1:-1], heard, strict=True):
+        times = [float(word.split()[0]) for word in line.split("|")[1].split("   ")]
+        assert all(time < at for time in times)
+    _, whole, _ = door("decode", exp / "2.wav", "--chunk", "320ms")
+    assert lines[-1] == whole.strip()
+
+
+def test_times_of_words(door, exp):
+    _, out, _ = door("decode", exp / "0.wav", "--times")
+    first, *words = out.splitlines()
+    assert len(words) > 1
+    assert [word.split()[2] for word in words] == first.split(": ")[1].split()
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_manifest(door, exp, tmp_path, name):
+    code, out, _ = door(name, "--cuts", exp / "test.jsonl.gz", "--out", tmp_path / "out", "--chunk", "8")
+    assert code == 0
+    assert "of 9 words in 3 utterances" in out
+    assert "RTF" in out
+    assert ("final" in out) == (name == "stream_decode")
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["words"] == 9
+    assert saved["chunk_size"] == 8
+    assert str(tmp_path / "out" / "report.txt") in out
+
+
+def test_report_goes_beside_the_checkpoint(door, exp):
+    _, out, _ = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--chunk", "8", "--left-context", 1)
+    expected = exp / "decode" / "test-chunk8-left1" / "report.txt"
+    assert expected.is_file()
+    assert str(expected) in out
+
+
+def test_long_form(door, exp):
+    code, out, _ = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--long-form", "0.2")
+    assert code == 0
+    assert "minutes in one stream" in out and "RSS after the first minute" in out
+
+
+def test_beam_search_and_its_alternatives(door, exp):
+    _, greedy, _ = door("decode", exp / "2.wav")
+    code, out, _ = door("decode", exp / "2.wav", "--beam", 4, "--nbest", 3, "--blank-penalty", 0.5)
+    assert code == 0
+    best, *others = out.splitlines()
+    assert best.startswith(f"{exp / '2.wav'}: ") and best != greedy.strip()
+    assert [line.split()[0] for line in others] == ["2.", "3."]
+    scores = [float(line.split()[1]) for line in others]
+    assert 0 >= scores[0] >= scores[1]
+    _, live, _ = door("stream_decode", exp / "2.wav", "--beam", 4, "--blank-penalty", 0.5, "--chunk", "8")
+    _, whole, _ = door(
+        "decode", exp / "2.wav", "--beam", 4, "--blank-penalty", 0.5, "--chunk", "8", "--left-context", 4
+    )
+    assert live.splitlines()[-1] == whole.strip()
+
+
+def test_search_options_reach_the_search_and_the_report(door, exp, tmp_path):
+    (tmp_path / "hotwords").write_text("a b :3\n# none\nc\n")
+    _, plain, _ = door("decode", exp / "1.wav", "--beam", 4)
+    _, boosted, _ = door("decode", exp / "1.wav", "--beam", 4, "--hotwords", tmp_path / "hotwords")
+    assert plain != boosted
+    texts = [door("decode", exp / "2.wav", "--blank-penalty", p)[1] for p in (-9, 0, 9)]
+    assert len(texts[0]) < len(texts[1]) < len(texts[2])
+    assert len(door("decode", exp / "2.wav", "--blank-penalty", 9, "--max-symbols", 1)[1]) < len(texts[2])
+    for name, suffix in (("decode", "-masked-beam3"), ("stream_decode", "-left4-beam3")):
+        door(name, "--cuts", exp / "test.jsonl.gz", "--chunk", "8", "--beam", 3)
+        (report,) = (exp / "decode").glob(f"test-chunk8{suffix}/report.json")
+        assert json.loads(report.read_text())["search"] == "modified_beam"
+
+
+def test_exactness(door, exp):
+    code, out, _ = door("stream_decode", "--check-exactness", exp / "0.wav")
+    assert code == 0
+    assert out.count("max |masked - streaming|") == 16
+    assert out.strip().endswith(": exact")
+
+
+def write_bad(directory: Path) -> dict[str, Path]:
+    paths = {name: directory / f"{name}.wav" for name in ("missing", "empty", "corrupt", "nan", "no_samples")}
+    paths["empty"].touch()
+    paths["corrupt"].write_bytes(b"RIFF, or so it says")
+    soundfile.write(paths["nan"], np.array([0.0, np.nan] * 500), 16_000, subtype="FLOAT")
+    soundfile.write(paths["no_samples"], np.zeros(0), 16_000)
+    return paths
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "corrupt", "nan", "no_samples"])
+def test_bad_audio_is_named_and_the_rest_decoded(door, exp, tmp_path, name, fault):
+    bad = write_bad(tmp_path)[fault]
+    code, out, err = door(name, bad, exp / "0.wav", "--chunk", "8")
+    assert code == 2
+    assert str(bad) in err
+    assert len(err.splitlines()) == 1
+    assert str(exp / "0.wav") in out
+
+
+def truncated(exp: Path, to: Path) -> Path:
+    shutil.copytree(exp / "checkpoints" / "step-00000001", to)
+    weights = to / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return to
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_one_clear_line_for_every_bad_option(door, exp, tmp_path, name):
+    audio, cuts = exp / "0.wav", exp / "test.jsonl.gz"
+    (tmp_path / "empty.jsonl.gz").touch()
+    cases = [
+        (["--chunk", "650ms", audio], exp, "640 ms and 680 ms"),
+        (["--chunk", "dynamic", audio], exp, "training only"),
+        (["--chunk", "soon", audio], exp, "'soon'"),
+        (["--chunk", "8", "--left-context", "-1", audio], exp, "left_context must be an integer >= 0"),
+        (["--device", "nowhere", audio], exp, "device 'nowhere'"),
+        ([audio], tmp_path / "nowhere", "no checkpoint at"),
+        ([audio], truncated(exp, tmp_path / "truncated"), "model.safetensors is damaged or truncated"),
+        (["--beam", "0", audio], exp, "beam must be at least 1, got 0"),
+        (["--beam", "2", "--max-symbols", "1", audio], exp, "--max-symbols is for greedy search"),
+        (["--lm", tmp_path / "none.arpa", "--beam", "2", audio], exp, "none.arpa: no such language model"),
+        (["--lm", tmp_path, "--beam", "2", audio], exp, "config.yaml is missing"),
+        (["--hotwords", tmp_path / "none.txt", "--beam", "2", audio], exp, "none.txt"),
+        (["--blank-penalty", "inf", audio], exp, "blank_penalty must be a finite number, got inf"),
+        (["--cuts", tmp_path / "none.jsonl.gz"], exp, "none.jsonl.gz: no such cut manifest"),
+        (["--cuts", tmp_path / "empty.jsonl.gz"], exp, "empty.jsonl.gz"),
+    ]
+    if name == "decode":
+        cases.append((["--nbest", "2", audio], exp, "nbest needs a beam"))
+        cases.append((["--nbest", "3", "--beam", "2", audio], exp, "nbest must be at most beam (2), got 3"))
+    if name == "stream_decode":
+        cases += [
+            (["--chunk", "full", audio], exp, "streaming needs one chunk size"),
+            (["--chunk", "full", "--cuts", cuts], exp, "streaming needs one chunk size"),
+            (["--push", "soon", audio], exp, "'soon'"),
+            (["--push", "0ms", audio], exp, "packet"),
+            (["--num-streams", "0", "--cuts", cuts], exp, "num_streams must be at least 1"),
+        ]
+    for arguments, checkpoint, message in cases:
+        code, _, err = door(name, *arguments, checkpoint=checkpoint)
+        assert code == 2, arguments
+        assert message in err, (arguments, err)
+        assert len(err.splitlines()) == 1, err
+        assert err.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_audio_or_manifest(door, exp, name):
+    for arguments in ([], [exp / "0.wav", "--cuts", exp / "test.jsonl.gz"]):
+        code, _, err = door(name, *arguments)
+        assert code == 2
+        assert "give either audio files or --cuts" in err
+
+
+def test_average_is_said_in_the_report_and_refused_when_there_are_too_few(door, exp):
+    code, _, _ = door("decode", "--cuts", exp / "test.jsonl.gz", "--average", "1")
+    assert code == 0
+    assert (exp / "decode" / "test-full-masked-average-1" / "report.json").is_file()
+    code, _, err = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--average", "best2")
+    assert code == 2 and "asks for 2 validated checkpoints, 0 are" in err and "train.keep_best 2" in err
+    code, _, err = door("decode", exp / "0.wav", "--average", "all")
+    assert code == 2 and "must be a number of checkpoints (5), best5 or none, got 'all'" in err
+
+
+def test_bf16_is_said_in_the_report_or_refused(door, exp):
+    code, _, err = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--precision", "bf16")
+    if has_bf16_products():
+        report = exp / "decode" / "test-chunk16-left4-bf16" / "report.json"
+        assert code == 0 and report.is_file()
+    else:
+        assert code == 2 and "use fp32" in err
+
+
+@pytest.mark.skipif(not has_bf16_products(), reason="this processor has no bfloat16 products")
+def test_exactness_is_of_fp32(door, exp):
+    code, out, err = door("stream_decode", "--check-exactness", exp / "0.wav", "--precision", "bf16")
+    assert code == 2 and "leave precision out" in err and "NOT EXACT" not in out

@@ -1,0 +1,71 @@
+"""What the recipes' preparations share."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from trees import tone, write_cuts_and_tokenizer
+
+from sumix_stream.corpora.preparation import join_manifests, read_stats, write_cuts, write_flac, write_stats
+from sumix_stream.data import load_cuts
+from sumix_stream.features import fbank
+
+
+def test_stats_are_those_of_all_frames(tmp_path):
+    cuts, _, _ = write_cuts_and_tokenizer(tmp_path, [0.5, 0.8, 1.0])
+    write_stats(tmp_path, max_seconds=1.2)  # reached within the second utterance: the third is not read
+    feats = torch.cat([fbank(cuts[id].load_audio()[0]) for id in ("utt-00", "utt-01")]).double()
+    mean, std = read_stats(tmp_path / "stats.npz")
+    np.testing.assert_allclose(mean, feats.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, feats.std(0, correction=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["missing", "not npz", "other names", "shape", "nan"])
+def test_bad_stats_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / "stats.npz"
+    good = np.ones(80, np.float32)
+    if kind == "not npz":
+        path.write_text("hello")
+    elif kind == "other names":
+        np.savez(path, mean=good)
+    elif kind == "shape":
+        np.savez(path, mean=good, std=good[:79])
+    elif kind == "nan":
+        np.savez(path, mean=good * np.nan, std=good)
+    with pytest.raises(ValueError, match=r"stats\.npz.*prepare"):
+        read_stats(path)
+
+
+def test_equal_manifests_are_equal_bytes_and_nothing_is_left_of_an_empty_one(tmp_path):
+    cuts, _, _ = write_cuts_and_tokenizer(tmp_path, [0.5, 0.8])
+    for name in ("a", "b"):
+        write_cuts(cuts, tmp_path / f"{name}.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert [cut.id for cut in load_cuts(tmp_path / "a.jsonl.gz")] == ["utt-00", "utt-01"]
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no utterances for c.jsonl.gz"):
+        write_cuts([], tmp_path / "c.jsonl.gz")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_joined_manifests(tmp_path):
+    _, manifest, _ = write_cuts_and_tokenizer(tmp_path, [0.2] * 20)
+    ids, out = [f"utt-{i:02d}" for i in range(20)], tmp_path / "out.jsonl.gz"
+
+    def joined(**options):
+        join_manifests([manifest], out, **options)
+        return [cut.id for cut in load_cuts(out)]
+
+    assert joined() == ids
+    assert joined(seed=1) == joined(seed=1) != joined(seed=2) and sorted(joined(seed=1)) == ids
+    sample = joined(limit=5)
+    assert len(set(sample)) == 5 and sample == sorted(sample) and sample != ids[:5]
+    assert joined(limit=20) == ids
+
+
+def test_loud_samples_are_scaled_not_clipped(tmp_path):
+    samples = 4 * tone(0.3)
+    assert write_flac(tmp_path / "a.flac", samples) == len(samples)
+    written, rate = soundfile.read(tmp_path / "a.flac")
+    assert rate == 16_000
+    np.testing.assert_allclose(written, samples * 0.99 / np.abs(samples).max(), atol=1e-4)

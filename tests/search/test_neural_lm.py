@@ -1,0 +1,82 @@
+"""The LSTM language model: steps equal the whole, it learns, saves, loads, and fuses."""
+
+import math
+
+import pytest
+import torch
+from talkative import VOCAB_SIZE, talkative_model
+
+from sumix_stream.config import PredictorConfig
+from sumix_stream.search.beam import beam_decode
+from sumix_stream.search.neural_lm import LstmLm, fit
+from sumix_stream.search.options import SearchOptions
+from sumix_stream.tasks.checkpoint import CheckpointError
+
+CONFIG = PredictorConfig(embed_dim=12, hidden_dim=16, num_layers=2, dropout=0.0)
+
+
+@pytest.fixture
+def lm() -> LstmLm:
+    return LstmLm(CONFIG, VOCAB_SIZE)
+
+
+@torch.inference_mode()
+def score(lm: LstmLm, sequence: list[int]) -> float:
+    """Log-probability of a sequence, step by step."""
+    state, total = lm.start(1, torch.device("cpu")), 0.0
+    for token in sequence:
+        log_probs = lm.log_probs(state)
+        assert log_probs[0, 0] == -torch.inf
+        assert log_probs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+        total += log_probs[0, token].item()
+        state = lm.advance(torch.tensor([token]), state)
+    return total
+
+
+def test_steps_equal_the_whole(lm):
+    sequences = [[3, 1, 7, 7], [5, 2]]
+    tokens = torch.tensor([[3, 1, 7, 7], [5, 2, 0, 0]])
+    with torch.inference_mode():
+        loss = lm(tokens, torch.tensor([4, 2])).item()
+    assert -sum(score(lm, sequence) for sequence in sequences) / 6 == pytest.approx(loss, abs=1e-5)
+
+
+def test_it_learns(lm):
+    cycle = [n % 5 + 1 for n in range(12)]
+    losses = fit(lm, [cycle[start:] for start in range(5)] * 8, epochs=40, learning_rate=0.02)
+    assert losses[0] > 2.0
+    assert losses[-1] < 0.4
+    assert not lm.training
+    assert score(lm, [1, 2, 3, 4, 5]) > score(lm, [1, 3, 2, 5, 4]) + 5
+    with pytest.raises(ValueError, match="no token to learn from"):
+        fit(lm, [[]])
+
+
+def test_saved_and_loaded(lm, tmp_path):
+    lm.save(tmp_path / "lm")
+    loaded = LstmLm.load(tmp_path / "lm")
+    assert loaded.config == CONFIG
+    assert loaded.fingerprint == lm.fingerprint != LstmLm(CONFIG, VOCAB_SIZE, seed=1).fingerprint
+    assert score(loaded, [4, 4, 2]) == score(lm, [4, 4, 2])
+    weights = tmp_path / "lm" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        LstmLm.load(tmp_path / "lm")
+    with pytest.raises(CheckpointError, match="is missing"):
+        LstmLm.load(tmp_path)
+
+
+def test_fusion_prefers_what_the_model_knows(lm):
+    torch.manual_seed(0)
+    model, enc, lengths = talkative_model(), torch.randn(1, 24, 32), torch.tensor([24])
+
+    def search(**options):
+        return beam_decode(model, enc, lengths, options=SearchOptions(method="modified_beam", nbest=4, **options))[0][0]
+
+    plain = search()
+    assert search(lm=lm, lm_scale=0.0) == plain
+    other = plain[1].tokens
+    fit(lm, [other] * 8, epochs=200, learning_rate=0.02)
+    assert math.exp(score(lm, other) / len(other)) > 0.5
+    fused = search(lm=lm, lm_scale=1.0)
+    assert fused[0].tokens == other != plain[0].tokens
