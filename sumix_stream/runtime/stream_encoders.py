@@ -72,7 +72,7 @@ def make_encoder(model: AcousticModel, context: ChunkContext, *, slots: bool = F
 
 
 def _grows(encoder: ConformerEncoder, context: ChunkContext) -> bool:
-    return encoder.config.mixer == "attention" and context.left_context is None
+    return encoder.state_grows(context)
 
 
 @dataclass(eq=False)

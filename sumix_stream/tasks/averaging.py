@@ -130,4 +130,5 @@ def _error_rate(directory: Path) -> float | None:
         extra = checkpoint.load_yaml(directory / checkpoint.CONFIG).get("extra")
     except CheckpointError:
         return None
-    return (extra or {}).get("wer")
+    extra = extra or {}
+    return next(iter((extra.get("metrics") or {}).values()), extra.get("wer"))  # version 0.1 wrote wer alone
