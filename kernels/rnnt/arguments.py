@@ -40,20 +40,36 @@ def check_lattice(
         raise ValueError(f"termination_symbol must be in 0..{V - 1}, got {termination_symbol}")
     if not delay_penalty >= 0.0:
         raise ValueError(f"delay_penalty must be at least 0, got {delay_penalty}")
-    for name, x in (("symbols", symbols), ("boundary", boundary)):
-        if x is not None and x.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64, got {x.dtype}")
+    _check_dtype("symbols", symbols)
+    if readable(symbols):
+        _check_values("symbols", symbols, V)
     if boundary is not None:
-        check_shape("boundary", boundary, (B, 4))
-    # On another device, looking at values would make the host wait.
-    if symbols.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_values(symbols, boundary, S, T, V)
+        check_boundary(boundary, B, S, T)
 
 
-def check_values(symbols: Tensor, boundary: Tensor | None, S: int, T: int, V: int) -> None:
-    if symbols.numel() and not (0 <= symbols.min() and symbols.max() < V):
-        raise ValueError(f"symbols must be in 0..{V - 1}, got {symbols.min().item()}..{symbols.max().item()}")
-    if boundary is None:
+def check_arcs(px_name: str, px: Tensor, py_name: str, py: Tensor) -> tuple[int, int, int, bool]:
+    """B, S, T of px (B, S, T or T+1) and py (B, S+1, T), and whether px has T+1 columns, as in a regular lattice."""
+    (B, S, columns), T = shape_of(px_name, px, 3), shape_of(py_name, py, 3)[2]
+    check_shape(py_name, py, (B, S + 1, T))
+    if columns not in (T, T + 1):
+        raise ValueError(
+            f"{px_name} must have shape {(B, S, T)} or {(B, S, T + 1)} to fit {py_name} {tuple(py.shape)}, "
+            f"got {tuple(px.shape)}"
+        )
+    return B, S, T, columns == T + 1
+
+
+def check_ranges(ranges: Tensor, shape: tuple[int, int, int], S: int) -> None:
+    check_shape("ranges", ranges, shape)
+    _check_dtype("ranges", ranges)
+    if readable(ranges):
+        _check_values("ranges", ranges, S + 1)
+
+
+def check_boundary(boundary: Tensor, B: int, S: int, T: int) -> None:
+    check_shape("boundary", boundary, (B, 4))
+    _check_dtype("boundary", boundary)
+    if not readable(boundary):
         return
     begin, end = boundary[:, :2], boundary[:, 2:]
     wrong = ((begin < 0) | (begin > end) | (end > end.new_tensor([S, T]))).any(1)
@@ -62,6 +78,16 @@ def check_values(symbols: Tensor, boundary: Tensor | None, S: int, T: int, V: in
             f"boundary must be 0 <= begin <= end with end at most {S} symbols and {T} frames, "
             f"got {boundary[wrong][0].tolist()}"
         )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether x's values can be checked: on another device, looking at them would make the host wait."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_hat(logits: Tensor) -> None:
+    if logits.shape[-1] < 2:
+        raise ValueError(f"use_hat_loss needs symbols besides the termination symbol, got logits {tuple(logits.shape)}")
 
 
 def check_reduction(reduction: str) -> None:
@@ -83,3 +109,13 @@ def check_s_range(s_range: int, rnnt_type: str) -> None:
         raise ValueError(
             f"s_range must be at least {least} for rnnt_type {rnnt_type!r}, or no path is left; got {s_range}"
         )
+
+
+def _check_dtype(name: str, x: Tensor) -> None:
+    if x.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {x.dtype}")
+
+
+def _check_values(name: str, x: Tensor, num_values: int) -> None:
+    if x.numel() and not (0 <= x.min() and x.max() < num_values):
+        raise ValueError(f"{name} must be in 0..{num_values - 1}, got {x.min().item()}..{x.max().item()}")

@@ -167,13 +167,9 @@ def get_rnnt_prune_ranges(
     px_grad and py_grad are those of `rnnt_loss_smoothed`. Rows of a frame are consecutive; their first is 0 at frame
     0, never decreases, and rises by at most R-1 a frame (1 where px_grad has T columns: modified, constrained).
     """
-    B, S, columns = arguments.shape_of("px_grad", px_grad, 3)
-    T = arguments.shape_of("py_grad", py_grad, 3)[2]
-    arguments.check_shape("py_grad", py_grad, (B, S + 1, T))
+    B, _, _, regular = arguments.check_arcs("px_grad", px_grad, "py_grad", py_grad)
     arguments.check_shape("boundary", boundary, (B, 4))
-    if columns not in (T, T + 1):
-        raise ValueError(f"px_grad must have {T} or {T + 1} columns, like py_grad's frames, but has {columns}")
-    arguments.check_s_range(s_range, "regular" if columns == T + 1 else "modified")
+    arguments.check_s_range(s_range, "regular" if regular else "modified")
     return _pieces(backend, px_grad, py_grad).get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
 
 
@@ -198,17 +194,24 @@ def rnnt_loss_pruned(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    use_hat_loss: bool = False,
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """RNN-T loss from the joiner's logits (B, T, R, V) at the lattice rows ``ranges`` (B, T, R)."""
+    """RNN-T loss from the joiner's logits (B, T, R, V) at the lattice rows ``ranges`` (B, T, R).
+
+    With ``use_hat_loss`` the logits are those of a hybrid autoregressive transducer (arXiv 2003.07705): termination has
+    probability sigmoid(its logit), the other symbols share the rest by their softmax.
+    """
     B, T, R, V = arguments.shape_of("logits", logits, 4)
     arguments.check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
-    arguments.check_shape("ranges", ranges, (B, T, R))
+    arguments.check_ranges(ranges, (B, T, R), symbols.shape[1])
+    if use_hat_loss:
+        arguments.check_hat(logits)
     arguments.check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
     loss = _pieces(backend, logits).rnnt_loss_pruned(
-        logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty
+        logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss
     )
     return arguments.REDUCTIONS[reduction](loss)
 
