@@ -21,6 +21,7 @@ Differences from k2:
   +inf and zero gradients. k2 refuses the first and gives +inf and some gradient for the second.
 - ``termination_symbol`` is free with ``use_hat_loss``; k2 wants 0.
 - A negative ``delay_penalty`` raises ValueError; k2 ignores it.
+- What k2 prints when it widens a pruning range is a warning here.
 - The functions that run a recursion also take ``backend`` ("auto", "triton", "torch", "naive"; see op.py).
 
 How it is tested: tests/kernels/test_k2compat.py compares with fp64 references, path by path, and with k2's own

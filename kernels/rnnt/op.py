@@ -9,7 +9,7 @@ Arguments that all losses share:
 - symbols (B, S) int64, each in 0..V-1; what lies beyond an utterance's end is ignored.
 - boundary (B, 4) int64: begin symbol, begin frame, end symbol, end frame of each utterance; None: [0, 0, S, T].
 - rnnt_type: ``regular`` (any number of symbols a frame), ``modified`` (a symbol consumes its frame),
-  ``constrained`` (as modified, and the frame's blank is paid for as well).
+  ``constrained`` (as modified, and pays for the blank that could follow the symbol in its frame as well).
 - delay_penalty: a symbol at frame t gains ``delay_penalty * ((end_frame - 1) / 2 - t)``.
 - reduction: ``none`` (B,), ``mean`` over the batch, ``sum``.
 - backend: ``triton`` (fp32 and half types); ``k2`` where it can be imported; ``torch``; ``naive`` (fp64 reference);

@@ -21,7 +21,7 @@ def mutual_information(px, py, boundary, with_occupations) -> tuple[Tensor, Tens
     def lattice(px, py, *arguments):
         return lattice_log_prob(px, py, None, px.shape[1], *arguments)
 
-    return open_lattice_log_prob(lattice, px.float(), py.float(), boundary, with_occupations)
+    return open_lattice_log_prob(lattice, px, py, boundary, with_occupations)
 
 
 def rnnt_loss_smoothed(
