@@ -43,15 +43,16 @@ def main(args: argparse.Namespace) -> int:
     if found.left_out:
         common = ", ".join(f"{c!r} {number:,}" for c, number in found.left_out.most_common(5))
         print(f"sentences with unknown characters were left out: {common}")
-    models = estimate(found.tokens, tokenizer.vocab_size, args.order, args.prune, tell=print)
-    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)] + [START, END]
+    pieces = [*(tokenizer.piece(i) for i in range(1, tokenizer.vocab_size)), START, END]  # blank is no word
+    numbers = ([token - 1 for token in sentence] for sentence in found.tokens)
+    models = estimate(numbers, tokenizer.vocab_size - 1, args.order, args.prune, tell=print)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_arpa(args.out, models, pieces)
     counts = ", ".join(f"{len(model.tokens):,}" for model in models)
     print(f"{args.out}: {counts} n-grams of orders 1 to {args.order}, {args.out.stat().st_size / 1e6:.1f} MB")
     if args.valid:
         held_out = read_sentences(args.valid, tokenizer, args.case)
-        sentences = [[pieces[token] for token in ids] for ids in held_out.tokens]
+        sentences = [[pieces[token - 1] for token in ids] for ids in held_out.tokens]
         value, number = perplexity(read_arpa(args.out), sentences)
         of_words = value ** (number / (held_out.num_words + len(sentences)))
         print(f"perplexity {value:.2f} a token, {of_words:.1f} a word ({held_out.num_words:,} words, ends counted)")
