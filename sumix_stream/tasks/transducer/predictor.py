@@ -1,6 +1,6 @@
 """LSTM predictor: the transducer's language side. B batch, U tokens, P channels."""
 
-from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,37 @@ class LstmPredictor(nn.Module):
             hidden = torch.rand(past.shape[:2], device=past.device) < self.token_dropout
             past = past.masked_fill(hidden.unsqueeze(2), 0.0)
         past = self.dropout(past)
-        # torch has no fp16 LSTM for the CPU: there this layer alone stays in fp32
-        in_fp32 = past.device.type == "cpu" and torch.get_autocast_dtype("cpu") == torch.float16
-        with torch.autocast("cpu", enabled=False) if in_fp32 else nullcontext():
-            y, _ = self.lstm(past)
+        y, _ = self._lstm(past)
         return self.dropout(y)
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
         """One more token for each stream, (B,) -> (B, P); begin with `blank_id`."""
         past = tuple(part.transpose(0, 1).contiguous() for part in state)
-        y, past = self.lstm(self.embedding(tokens).unsqueeze(1), past)
+        y, past = self._lstm(self.embedding(tokens).unsqueeze(1), past)
         return y.squeeze(1), PredictorState(*(part.transpose(0, 1) for part in past))
+
+    def _lstm(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`self.lstm`; on a CPU that lacks one in autocast's type, in fp32."""
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return self.lstm(x, past)
+        if torch.get_autocast_dtype("cpu") == torch.bfloat16 and cpu_has_bf16_lstm():
+            return self.lstm(x, past)
+        with torch.autocast("cpu", enabled=False):
+            return self.lstm(x.float(), past and tuple(part.float() for part in past))
+
+
+@cache
+def cpu_has_bf16_lstm() -> bool:
+    """Whether torch computes a bf16 LSTM and its gradients on this CPU, found by trying once.
+
+    oneDNN has it for AVX-512 and AMX only, and raises RuntimeError elsewhere; of fp16 it has none to count on.
+    """
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        lstm = nn.LSTM(16, 16, batch_first=True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+            y, _ = lstm(torch.zeros(1, 2, 16))
+            torch.autograd.grad(y.float().sum(), list(lstm.parameters()))
+    except RuntimeError:
+        return False
+    return True
