@@ -20,6 +20,7 @@ import torch
 from sumix_kernels.bench import report
 from sumix_kernels.bench.gate import GateError, Verdict, check
 from sumix_kernels.bench.registry import DTYPES, Benchmark, Contender, Shape, load
+from sumix_kernels.machine import instruction_set
 
 
 class Settings(NamedTuple):
@@ -233,7 +234,9 @@ def environment(device: str, command: str) -> dict[str, str]:
         versions += f", CUDA {torch.version.cuda}, driver {_driver()}"
     else:
         architecture = platform.machine().replace("_", "-")
-        machine = f"{os.cpu_count()} CPU cores ({architecture}), {torch.get_num_threads()} of them used"
+        machine = (
+            f"{os.cpu_count()} CPU cores ({architecture}, {instruction_set()}), {torch.get_num_threads()} of them used"
+        )
         machine += "" if torch.cuda.is_available() else ", no GPU"
     return {
         "machine": machine,

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.tensorboard import SummaryWriter
 
+from sumix_kernels.machine import instruction_set, processor
 from sumix_stream.config import RecipeConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.report.pictures import Pictures
@@ -72,7 +73,7 @@ def setting_changes(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
 def system_facts(fabric: Fabric, model: torch.nn.Module) -> dict[str, Any]:
     """Device, versions and sizes, for the page."""
     device = fabric.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {instruction_set()}"
     facts = {
         "device": f"{device.type}, {name}",
         "processes": fabric.world_size,

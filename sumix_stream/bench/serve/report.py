@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sumix_kernels.bench.run import environment as kernels_environment
+from sumix_kernels.machine import instruction_set, processor
 from sumix_stream.bench.serve import verdict
 
 Row = dict[str, Any]
@@ -95,8 +95,7 @@ def write_hostile(out: Path, rows: Sequence[Row], facts: Mapping[str, Any], comm
 
 def _environment(command: str) -> dict[str, str]:
     """What a figure depends on besides the code."""
-    processor = next((x.partition(":")[2] for x in Path("/proc/cpuinfo").open() if x.startswith("model name")), "")
-    machine = f"{os.cpu_count()} CPU cores ({processor.strip() or platform.machine()})"
+    machine = f"{os.cpu_count()} CPU cores ({processor()}, {instruction_set()})"
     return kernels_environment("cpu", command) | {"machine": machine}
 
 
