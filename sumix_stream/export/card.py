@@ -9,16 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sumix_kernels.machine import instruction_set, processor
 from sumix_stream.config.reader import to_dict
 from sumix_stream.context import ChunkContext
 from sumix_stream.export.parity import Parity
-from sumix_stream.runtime.bundle import Bundle
+from sumix_stream.runtime.bundle import CARD, Bundle
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import format_duration
 
-README, CARD = "README.md", "card.json"
+README = "README.md"
 CARD_FORMAT = 1
 UNKNOWN = "unknown"
+INT8_PRODUCTS = "uint8 activations x uint8 weights"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Facts:
             "languages": list(self.origin.languages) or [UNKNOWN],
             "data": self.origin.data,
             "weights": self.weights,
+            **({"int8_products": INT8_PRODUCTS} if self.weights == "int8" else {}),
+            "checked_on": f"{platform.machine()}, {processor()}, {instruction_set()}",
             "parameters": sum(parameter.numel() for part in parts for parameter in part.parameters()),
             "vocab_size": self.model.vocab_size,
             "sample_rate": self.model.timebase.sample_rate,
@@ -120,7 +124,8 @@ def _readme(card: Mapping[str, Any], facts: Facts, how_to: str) -> str:
         lines += _table(("test set", "weights", "words", "word error rate of these files, streamed"), errors)
     else:
         lines += ["Not measured with these files."]
-    checked = f"Before they were written, the fp32 files ran beside the PyTorch model: {facts.parity}."
+    checked = f"Before they were written, the fp32 files ran beside the PyTorch model: {facts.parity}. "
+    checked += f"Checked and measured on one machine: {card['checked_on']}."
     lines += ["", checked, "", "## Use", "", how_to.strip(), "", "## Files", ""]
     files = [(name, f"{about['bytes']:,}", f"`{about['sha256']}`") for name, about in card["files"].items()]
     lines += [*_table(("file", "bytes", "SHA-256"), files), ""]

@@ -4,7 +4,8 @@ from sumix_stream.timebase import format_duration
 
 INT8 = """
 Products take int8 weights and quantise their inputs while they run, with one scale for all streams of a batch: a stream
-may differ in the last digits with the streams it shares a batch with. fp32 files do not.
+may differ in the last digits with the streams it shares a batch with. fp32 files do not. Weights and inputs are
+unsigned, so sums are exact on every processor; signed weights would overflow on x86-64 without VNNI.
 """
 
 

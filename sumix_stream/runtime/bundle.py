@@ -8,6 +8,7 @@ channels, V tokens.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 State = list[np.ndarray]  # streams on the first axis
 
-ENCODER, JOINER, TOKENS = "encoder.onnx", "joiner.onnx", "tokens.txt"
+ENCODER, JOINER, TOKENS, CARD = "encoder.onnx", "joiner.onnx", "tokens.txt", "card.json"
 DECODER = "decoder.onnx"  # the predictor, in sherpa-onnx's words
 PREDICTOR = "predictor.onnx"  # the same under plain names
 PROGRAM = "encoder.pt2"  # of torch.export
@@ -88,6 +89,7 @@ class OnnxFiles(Bundle):
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
+        _refuse_what_overflows(self.folder / CARD)
         self._encoder, self._predictor, self._joiner = (open_session(self.folder / name) for name in self.files)
         try:
             self._read(self._encoder.get_modelmeta().custom_metadata_map)
@@ -179,6 +181,21 @@ class OnnxBundle(OnnxFiles):
 
     def join(self, frames: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         return self._joiner.run(None, {"frames": frames, "predicted": predicted})[0]
+
+
+def _refuse_what_overflows(card: Path) -> None:
+    """Raises BundleError for signed int8 weights, whose sums overflow on x86-64 without VNNI: cards of those name no
+    `int8_products`."""
+    try:
+        told = json.loads(card.read_text(encoding="utf-8"))
+        overflows = told["weights"] == "int8" and "int8_products" not in told
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a bundle runs without its card
+    if overflows:
+        raise BundleError(
+            f"{card.parent} has int8 weights in a layout that gives wrong words on processors without VNNI: export the "
+            "checkpoint again"
+        )
 
 
 def is_bundle(path: str | os.PathLike) -> bool:

@@ -13,6 +13,7 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from talkative import LetterTokenizer, sound, talkative_model
 
+from sumix_kernels.machine import instruction_set
 from sumix_stream.context import ChunkContext
 from sumix_stream.evaluate.scoring import score
 from sumix_stream.export import export as exporting
@@ -144,11 +145,15 @@ def test_int8_is_small_measured_and_close(made_once, manifest, tmp_path, search)
     told = run(out, search, int8=True, manifest=manifest)
     assert [line.split(":")[0] for line in told[1:]] == ["cuts_test.jsonl.gz, fp32", "cuts_test.jsonl.gz, int8"]
     card = json.loads((out / "card.json").read_text())
-    assert card["weights"] == "int8"
+    assert card["weights"] == "int8" and card["int8_products"] == "uint8 activations x uint8 weights"
+    assert instruction_set() in card["checked_on"] and instruction_set() in (out / "README.md").read_text()
     assert [(row["weights"], row["num_words"]) for row in card["word_error_rates"]] == [("fp32", 15), ("int8", 15)]
     encoder = onnx.load(out / "encoder.onnx")
     products = [node.op_type for node in encoder.graph.node if node.op_type in ("MatMul", "MatMulInteger", "Gemm")]
     assert set(products) == {"MatMulInteger"} and len(products) > 15
+    weights = {node.input[1] for node in encoder.graph.node if node.op_type == "MatMulInteger"}
+    types = {tensor.data_type for tensor in encoder.graph.initializer if tensor.name in weights}
+    assert types == {onnx.TensorProto.UINT8}, "signed weights overflow without VNNI"
     assert {"window_size", "cache_last_time_dim3"} <= {entry.key for entry in encoder.metadata_props}
     assert "one scale for all streams" in (out / "README.md").read_text()
 
