@@ -1,6 +1,8 @@
 """Compiles recorded launches (JSON on standard input) for a GPU that need not be there; see launches.py."""
 
+import contextlib
 import importlib
+import io
 import json
 import re
 import subprocess
@@ -24,26 +26,33 @@ def compile_launch(launch: dict, capability: int) -> dict:
         elif signature[parameter.name].startswith("*") or (is_divisible and not parameter.do_not_specialize):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    said = io.StringIO()
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch["options"])
+        with contextlib.redirect_stdout(said):
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch["options"])
     except Exception as error:  # whatever the compiler raises is the result
         return {"error": f"{type(error).__name__}: {error}"[:4000]}
-    return {"error": None, "shared": compiled.metadata.shared, **_assembled(compiled.asm["ptx"], capability)}
+    told = said.getvalue()
+    if "registers" not in told:  # out of Triton's cache: nothing was assembled
+        told = _assembled(compiled.asm["ptx"], capability)
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told)))
+    registers = max(map(int, re.findall(r"Used (\d+) registers", told)), default=None)
+    if registers is None:
+        return {"error": f"the assembler does not tell what it used: {told[:1000]!r}"}
+    return {"error": None, "shared": compiled.metadata.shared, "registers": registers, "spilled": spilled}
 
 
-def _assembled(ptx: str, capability: int) -> dict:
-    """Registers a thread and spilled bytes, as the assembler tells."""
+def _assembled(ptx: str, capability: int) -> str:
+    """What the assembler tells of registers and spilled bytes."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True).stderr
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
-    registers = max(map(int, re.findall(r"Used (\d+) registers", said)), default=None)
-    return {"registers": registers, "spilled": spilled}
+        return subprocess.run(command, capture_output=True, text=True).stderr
 
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
+    triton.knobs.nvidia.dump_ptxas_log = True
     print(json.dumps([compile_launch(launch, request["capability"]) for launch in request["launches"]]))

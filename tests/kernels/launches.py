@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,29 @@ _COMPILER = Path(__file__).with_name("compile_launches.py")
 
 
 @contextmanager
-def recorded() -> Iterator[list[dict[str, Any]]]:
-    """The launches made inside, without doubles: module, kernel, signature, constants, options."""
+def recorded(run: Container[str] = ()) -> Iterator[list[dict[str, Any]]]:
+    """The launches made inside, without doubles: module, kernel, signature, constants, options.
+
+    Kernels do not run, so what they would write is left as it was, but those named in `run`: those whose results decide
+    what is launched or where the host reads.
+    """
     from triton.runtime.interpreter import InterpretedFunction
 
     launches: dict[str, dict[str, Any]] = {}
-    run = InterpretedFunction.run
+    interpret = InterpretedFunction.run
 
     def recording(self, *args, grid, warmup, **kwargs):
         launch = _describe(self, args, kwargs)
         launches[json.dumps(launch, sort_keys=True)] = launch
-        return run(self, *args, grid=grid, warmup=warmup, **kwargs)
+        if launch["kernel"] in run:
+            interpret(self, *args, grid=grid, warmup=warmup, **kwargs)
 
     InterpretedFunction.run = recording
     found: list[dict[str, Any]] = []
     try:
         yield found
     finally:
-        InterpretedFunction.run = run
+        InterpretedFunction.run = interpret
         found.extend(launches.values())
 
 

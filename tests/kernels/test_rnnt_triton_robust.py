@@ -279,11 +279,10 @@ def test_kernels_compile(capability, dtype):
     symbols = torch.randint(1, V, (B, S))
     boundary = torch.tensor([[0, 0, S, T]])
     am, lm = torch.randn(B, T, V, dtype=dtype, requires_grad=True), torch.randn(B, S + 1, V, dtype=dtype)
-    with recorded() as launches:
+    with recorded(run=("start_kernel", "ranges_kernel")) as launches:  # rows that the host gathers
         enc, pred, weight, bias = (x.requires_grad_() for x in leaves)
         joiner = robust.Joiner(weight, bias)
         result = op.pruned_rnnt_loss(enc, pred, joiner, am, lm, symbols, boundary, s_range=R, backend="triton")
-        assert result.has_path.all()
         torch.autograd.grad((result.simple + result.pruned).sum(), [am, enc])
     kernels = "start ranges peak arcs am_grad lm_grad lattice hidden log_probs logits_grad enc_grad pred_grad"
     assert {launch["kernel"] for launch in launches} == {f"{name}_kernel" for name in kernels.split()}
