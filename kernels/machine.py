@@ -1,6 +1,7 @@
 """The processor a figure was measured on: its name and its instruction set. Standard library only; Linux, macOS, others
 with what Python's platform module knows."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 CPUINFO = Path("/proc/cpuinfo")
 # Environment variables that keep a library below what the processor has: PyTorch, oneDNN, MKL, Numba.
@@ -43,6 +46,19 @@ def instruction_set() -> str:
     """
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
     return named(flags()) + (f", limited by {' '.join(limits)}" if limits else "")
+
+
+@cache
+def why_not_compiled() -> str | None:
+    """Why `sumix_kernels.cpu` is not to be used here, noted in the log once; None where it is.
+
+    Its products are laid out for x86-64's vectors, one of them in assembly, and have been tested nowhere else.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return None
+    reason = f"compiled CPU kernels are for x86-64, not {platform.machine()}: PyTorch's own operators compute instead"
+    log.warning("%s", reason)
+    return reason
 
 
 def named(found: Iterable[str]) -> str:

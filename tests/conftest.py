@@ -21,10 +21,15 @@ if not torch.cuda.is_available():
 
 import interpreter
 
+from sumix_kernels.machine import why_not_compiled
+
 interpreter.repair()
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed (the extra `serve`)")
+needs_numba = pytest.mark.skipif(
+    find_spec("numba") is None or why_not_compiled() is not None,
+    reason="Numba is not installed (the extra `serve`), or this is no x86-64 processor",
+)
 
 # dtype -> (maximum error over the largest reference element, RMS error over the reference's RMS).
 # The reference is computed in fp64 from the same (already rounded) inputs, so for half types these are a few

@@ -3,7 +3,14 @@
 PyTorch takes some microseconds for each of the many small operators of a chunk, of which a lone stream has 16 frames:
 more than for the work itself. Here a chunk is two functions. Arrays are C-contiguous NumPy arrays, fp32 but for
 lengths; nothing is checked. Arithmetic is fp32 to a few units in the last place: tests compare with PyTorch's.
+
+Importing it raises ImportError without Numba, and on other processors than x86-64.
 """
+
+from sumix_kernels.machine import why_not_compiled
+
+if reason := why_not_compiled():
+    raise ImportError(reason)
 
 from sumix_kernels.cpu.beam import search_beams
 from sumix_kernels.cpu.fbank import cut_frames, log_mel

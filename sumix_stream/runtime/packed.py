@@ -171,7 +171,9 @@ class PackedPredictor(LstmPredictor):
 def has_bf16_products() -> bool:
     """Whether this processor multiplies bfloat16 by instructions of its own; oneDNN would imitate them slowly."""
     can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = can.get("architecture") != "x86_64" or can.get("avx512_bf16") or can.get("amx_bf16")
+    native = can.get("avx512_bf16") or can.get("amx_bf16")
+    native = native and "AVX512" in torch.backends.cpu.get_cpu_capability()  # unless ATEN_CPU_CAPABILITY forbids it
+    native = native or can.get("architecture") != "x86_64"
     return bool(native) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
 
 

@@ -1,0 +1,99 @@
+"""What depends on a processor's instructions, on processors that this one can pose as.
+
+A library keeps below what the processor has where its environment variable says so; ONNX Runtime has none, and its
+integer products are held to exact arithmetic (tests/export/test_int8.py).
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from sumix_kernels.machine import flags
+
+# Of each level: what PyTorch, oneDNN, MKL and Numba are told. Numba's products need AVX2's registers.
+NUMBA = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+popcnt"}
+LEVELS = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", **NUMBA},
+    "SSE4": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        **NUMBA,
+    },
+}
+# A part of the suite, in seconds: half precision, packed products, compiled products, int8, streaming, training.
+SUITE = (
+    "tests/nn/test_predictor.py",
+    "tests/nn/test_packed.py::test_frames_are_the_same_bits_in_every_batch",
+    "tests/kernels/test_cpu_products.py",
+    "tests/export/test_int8.py",
+    "tests/test_streaming.py::test_batch_mates_and_padding_change_nothing",
+    "tests/train/test_end_to_end.py::test_the_real_model_trains_in_half_precision_and_mixed_contexts",
+)
+needs_x86 = pytest.mark.skipif("avx2" not in flags(), reason="this processor is no x86-64 with AVX2")
+
+
+def run(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@needs_x86
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_part_of_the_suite_on_a_lesser_processor(level):
+    if level == "AVX2" and "avx512f" not in flags():
+        pytest.skip("this processor has AVX2 and no more: the whole suite is that test")
+    told = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *SUITE, **LEVELS[level])
+    assert " passed" in told and " failed" not in told
+
+
+@needs_x86
+def test_the_limits_are_obeyed():
+    """Otherwise the suite would run on the same processor again."""
+    script = "import torch, sumix_kernels.cpu as cpu; print(torch.backends.cpu.get_cpu_capability(), cpu.ROWS)"
+    script += "\nfrom sumix_stream.nn.predictor import cpu_has_bf16_lstm; print(cpu_has_bf16_lstm())"
+    assert run("-c", script, **LEVELS["AVX2"]).split() == ["AVX2", "4", "False"]
+    assert run("-c", script, **LEVELS["SSE4"]).split() == ["DEFAULT", "4", "False"]
+
+
+AARCH64 = """
+import importlib, logging, pkgutil, platform, sys
+import torch
+platform.machine = lambda: "aarch64"
+notes = []
+logging.getLogger("sumix_kernels.machine").addFilter(lambda record: notes.append(record.getMessage()) or False)
+sys.path.insert(0, "tests")
+from talkative import LetterTokenizer, sound, talkative_model
+from sumix_stream.decode.exactness import compare
+from sumix_stream.nn.chunking import ChunkContext
+from sumix_stream.nn.packed import pack
+
+torch.set_num_threads(1)
+result = compare(pack(talkative_model()), LetterTokenizer(), sound(3.0), 16_000, ChunkContext(8, 2))
+assert result.holds and result.num_tokens > 10, str(result)
+assert len(notes) == 1 and "are for x86-64, not aarch64" in notes[0], notes
+
+refused = []
+for package in ("sumix_kernels", "sumix_stream"):
+    found = pkgutil.walk_packages(importlib.import_module(package).__path__, package + ".", onerror=refused.append)
+    for module in [module.name for module in found]:
+        if module.startswith("sumix_kernels.cpu"):
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            assert "x86-64" not in str(error), (module, error)
+assert refused == ["sumix_kernels.cpu"], refused
+assert not {"numba", "llvmlite"} & set(sys.modules), "what is for x86-64 was imported"
+"""
+
+
+def test_on_another_processor_pytorch_computes_and_says_so():
+    run("-c", AARCH64)
