@@ -1,5 +1,6 @@
 """Links, file names and quotations of the pages are true, read as GitHub and a person with a checkout read them."""
 
+import ast
 import re
 
 import markdown_pages
@@ -58,6 +59,24 @@ def test_faults_are_found(tmp_path):
     assert missing(page) == ["docs/no.md: no such file"]
     page.write_text("`tests/docs/test_links.py::test_faults_are_found` `tests/docs/test_links.py::test_none`")
     assert missing(page) == ["tests/docs/test_links.py::test_none: no such test"]
+
+
+def test_the_layers_are_those_of_the_imports():
+    """The table of docs/architecture.md is the one that test_layering.py holds."""
+    source = (ROOT / "tests" / "test_layering.py").read_text()
+    layer, foundation = (
+        ast.literal_eval(re.search(rf"^{name} = ([({{].*?[)}}])$", source, re.M | re.S)[1])
+        for name in ("LAYER", "FOUNDATION")
+    )
+    text, said = (ROOT / "docs" / "architecture.md").read_text(), {}
+    for height, parts in re.findall(r"^\| (\d) \| (.*?) \|", text, re.M):
+        said |= {name: int(height) for name in re.findall(r"`(?:sumix_stream/)?(\w+)/?`", parts)}
+    assert {name: said.pop(name, None) for name in (*foundation, "bin", "egs")} == {
+        **dict.fromkeys(foundation, layer["foundation"]),
+        **dict.fromkeys(("bin", "egs"), layer["command"]),
+    }
+    said.pop("sumix_stream", None)  # the folder itself
+    assert said == {name: height for name, height in layer.items() if name not in ("foundation", "facade", "command")}
 
 
 def test_the_readme_is_short():
