@@ -69,14 +69,21 @@ def test_the_layers_are_those_of_the_imports():
         for name in ("LAYER", "FOUNDATION")
     )
     text, said = (ROOT / "docs" / "architecture.md").read_text(), {}
-    for height, parts in re.findall(r"^\| (\d) \| (.*?) \|", text, re.M):
+    for height, parts in re.findall(r"^\| (-?\d) \| (.*?) \|", text, re.M):
         said |= {name: int(height) for name in re.findall(r"`(?:sumix_stream/)?(\w+)/?`", parts)}
     assert {name: said.pop(name, None) for name in (*foundation, "bin", "egs")} == {
         **dict.fromkeys(foundation, layer["foundation"]),
         **dict.fromkeys(("bin", "egs"), layer["command"]),
     }
-    said.pop("sumix_stream", None)  # the folder itself
+    said = {name: height for name, height in said.items() if name != "sumix_stream"}  # the folder itself
     assert said == {name: height for name, height in layer.items() if name not in ("foundation", "facade", "command")}
+
+
+def test_versions_of_formats_are_those_of_the_code():
+    rows = re.findall(r"^\| [^|]+ \| (\d+) \| `(\w+)` in `([\w/.]+)`", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert len(rows) >= 5
+    for version, name, file in rows:
+        assert re.search(rf"^{name} = {version}\b", (ROOT / file).read_text(), re.M), f"{file}: {name} is not {version}"
 
 
 def test_the_readme_is_short():
