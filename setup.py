@@ -54,6 +54,9 @@ setup(
         "serve": ["websockets>=16", "prometheus-client>=0.20", "numba>=0.62"],
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
+        # The pages of docs/: the builder, its theme (maintained until May 2027; Zensical is to follow), and
+        # the reference of the public functions from their docstrings.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0"],
         "test": [
             *("pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"),
             # The stock recogniser and server that run our bundles (some before 2.0 emit at most one token a frame).

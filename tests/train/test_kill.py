@@ -1,4 +1,4 @@
-"""`kill -9` loses nothing: tests/train/killing.py with a few kills. Its 20 are in README.md."""
+"""`kill -9` loses nothing: tests/train/killing.py with a few kills. Its 20 are in docs/train.md."""
 
 import pytest
 from train.beeps import beep_recipe
