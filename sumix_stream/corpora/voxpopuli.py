@@ -8,7 +8,6 @@ import ast
 import csv
 import gzip
 import json
-import re
 import tarfile
 import unicodedata
 from collections import defaultdict
@@ -45,11 +44,11 @@ from sumix_stream.corpora.preparation import (
 from sumix_stream.corpora.segments import CutRecording, Segment, cut_recording
 from sumix_stream.corpora.shar import write_shar
 from sumix_stream.corpora.stages import Stages, parallel, sha256
+from sumix_stream.corpora.text import remove_punctuation
 from sumix_stream.tokenizer import train_tokenizer
 
 PARTS = {"train": "train", "dev": "valid", "test": "test"}  # the corpus's word -> ours
 COLUMNS = {"session_id", "start_time", "end_time", "speaker_id", "split", "normed_text"}
-APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´"), "'")
 
 
 class Limits(NamedTuple):
@@ -79,9 +78,7 @@ def normalise_text(text: str) -> str:
 
     Apostrophes and other signs between letters: the apostrophe stays (l'homme), everything else becomes a space.
     """
-    text = unicodedata.normalize("NFC", text).translate(APOSTROPHES).lower()
-    text = "".join(c if c.isalnum() or c in "'\ufffd" or unicodedata.combining(c) else " " for c in text)
-    return " ".join(re.sub(r"(?<!\w)'+|'+(?!\w)", " ", text).split())
+    return remove_punctuation(unicodedata.normalize("NFC", text).lower())
 
 
 def read_annotations(path: Path, language: str, segments: str = "times") -> list[Annotation]:
