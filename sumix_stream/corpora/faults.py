@@ -12,7 +12,7 @@ from sumix_stream.audio import AudioError, read_audio
 from sumix_stream.timebase import Timebase
 
 SAMPLE_RATE = Timebase().sample_rate
-COLUMNS = ("part", "id", "action", "fault", "detail")
+COLUMNS = ("file", "line", "fault", "detail", "action", "id", "part")
 MAX_LOGGED = 20  # of one part
 _ORDINALS = "ªº"  # letters to Unicode, of no script
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class Fault(NamedTuple):
     fault: str  # one of a few words: what is counted
     detail: str
     kept: bool = False
+    file: str = ""  # that names it, and on which line (0: no line)
+    line: int = 0
 
 
 class FaultyUtterance(ValueError):
@@ -92,7 +94,8 @@ def write_report(path: Path, faults: Iterable[Fault]) -> None:
         writer.writerow(COLUMNS)
         for fault in sorted(faults):
             action = "kept" if fault.kept else "left out"
-            writer.writerow([fault.part, fault.id, action, fault.fault, fault.detail])
+            line = fault.line or ""
+            writer.writerow([fault.file, line, fault.fault, fault.detail, action, fault.id, fault.part])
     aside.replace(path)
 
 
@@ -100,7 +103,13 @@ def read_report(path: Path) -> list[Fault]:
     """The inverse of `write_report`."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
-        return [Fault(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept") for row in rows]
+        return [
+            Fault(
+                *(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept"),
+                *(row["file"], int(row["line"] or 0)),
+            )
+            for row in rows
+        ]
 
 
 def log_faults(faults: Iterable[Fault]) -> None:
@@ -116,4 +125,5 @@ def print_summary(faults: Iterable[Fault], report: Path) -> None:
     """One line for each part and fault: how many, and where they are named."""
     counts = Counter((fault.part, fault.kept, fault.fault) for fault in faults)
     for (part, kept, fault), number in sorted(counts.items()):
-        print(f"{part}: {number} {'kept although' if kept else 'left out:'} {fault} (by id in {report})")
+        prefix = f"{part}: " if part else ""
+        print(f"{prefix}{number} {'kept although' if kept else 'left out:'} {fault} (by id in {report})")
