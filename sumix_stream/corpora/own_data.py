@@ -8,7 +8,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,17 +210,20 @@ def _keep_changes(path: Path, write: Callable[[Path], object], reference: Path) 
     """Write the recipe, but not over one that was changed by hand: then the new one is `train.proposed.yaml`."""
     proposed = path.with_name("train.proposed.yaml")
     write(proposed)
-    before = reference.read_text(encoding="utf-8") if reference.is_file() else None
-    if path.is_file() and path.read_text(encoding="utf-8") not in (before, proposed.read_text(encoding="utf-8")):
+    new, before, now = (p.read_text(encoding="utf-8") if p.is_file() else None for p in (proposed, reference, path))
+    if now is not None and now not in (before, new):
         print(f"{path}: changed by hand, left as it is; what would be written is in {proposed.name}")
-        return
-    proposed.replace(path)
-    shutil.copyfile(path, reference)
+    elif now == before == new:
+        proposed.unlink()
+    else:
+        proposed.replace(path)
+        shutil.copyfile(path, reference)
 
 
 def _text_report(normalise: TextNormaliser) -> dict[str, Any]:
-    counts = asdict(normalise.counts)
-    return counts | {"removed": normalise.counts.removed.most_common(50)}
+    counts = normalise.counts
+    kinds = {"changed": dict(counts.changed), "examples": counts.examples}
+    return {"texts": counts.texts, **kinds, "removed": counts.removed.most_common(50)}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

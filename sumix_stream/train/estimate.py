@@ -33,8 +33,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         total = self.steps * self.step_seconds
         return (
-            f"{self.steps} steps of {self.step_seconds:.2f} s on this machine ({self.device}): about {spoken(total)}, "
-            "validation not counted"
+            f"{self.steps} steps of {self.step_seconds:.2f} s on this machine ({self.device}), as busy as it is now: "
+            f"about {spoken(total)}, validation not counted"
         )
 
 

@@ -78,7 +78,7 @@ def test_report_is_sorted_and_read_back(tmp_path, capsys):
     faults = [
         Fault("train", "b", "too long", "tabs\tand\nlines\r survive"),
         Fault("train", "a", "too long", 'so do "quotes"'),
-        Fault("dev", "c", "too short", "0.1 s", kept=True),
+        Fault("dev", "c", "too short", "0.1 s", kept=True, file="list.tsv", line=3),
     ]
     write_report(tmp_path / "report.tsv", faults)
     assert read_report(tmp_path / "report.tsv") == sorted(faults)
@@ -98,6 +98,6 @@ def test_the_log_names_the_first_and_counts_the_rest(caplog):
 
 def test_a_report_of_nothing_is_a_header(tmp_path):
     write_report(tmp_path / "report.tsv", [])
-    assert (tmp_path / "report.tsv").read_text() == "part\tid\taction\tfault\tdetail\n"
+    assert (tmp_path / "report.tsv").read_text() == "file\tline\tfault\tdetail\taction\tid\tpart\n"
     assert read_report(tmp_path / "report.tsv") == []
     assert list(tmp_path.iterdir()) == [tmp_path / "report.tsv"]

@@ -16,6 +16,7 @@ from sumix_stream.corpora.readers.places import Resolver, first_lines, is_audio,
 
 ABOUT = "a table: CSV, TSV or JSON lines with a path and a text in each row"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".psv")
+SURE = (".csv", ".tsv", ".psv")
 # Our name -> names of a column, the likelier first; compared without case, spaces and underscores.
 NAMES = {
     "path": "path audiofilepath audiopath audiofile audio filepath filename file wav wavpath wavfilename clip",
@@ -46,7 +47,8 @@ class Layout(NamedTuple):
 
 
 def recognise(path: Path) -> bool:
-    return bool(_tables(path))
+    """A file called a table is one, whatever is in it: reading it says what is wrong."""
+    return (path.is_file() and path.name.removesuffix(".gz").endswith(SURE)) or bool(_tables(path))
 
 
 def _tables(path: Path, options: ReadOptions = DEFAULTS) -> list[Path]:
