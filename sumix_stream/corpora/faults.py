@@ -8,10 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sumix_stream.audio import AudioError, read_audio
-from sumix_stream.timebase import Timebase
-
-SAMPLE_RATE = Timebase().sample_rate
 COLUMNS = ("file", "line", "fault", "detail", "action", "id", "part")
 MAX_LOGGED = 20  # of one part
 _ORDINALS = "ªº"  # letters to Unicode, of no script
@@ -51,22 +47,6 @@ def check_text(text: str) -> None:
 
 def _is_latin(letter: str) -> bool:
     return letter.isascii() or unicodedata.name(letter, "").startswith("LATIN ")
-
-
-def check_audio(path: Path) -> int:
-    """Samples of a 16 kHz mono file, which is decoded whole: FLAC runs at thousands of times real time.
-
-    Raises FaultyUtterance when it is missing, truncated, damaged, empty, or has another rate.
-    """
-    if not path.is_file():
-        raise FaultyUtterance("missing audio", str(path))
-    try:
-        samples, rate = read_audio(path)
-    except AudioError as error:
-        raise FaultyUtterance("unreadable audio", str(error)) from None
-    if rate != SAMPLE_RATE:
-        raise FaultyUtterance("other sample rate", f"{path}: {rate} Hz, not {SAMPLE_RATE} Hz")
-    return len(samples)
 
 
 def check_duration(seconds: float, low: float, high: float) -> None:

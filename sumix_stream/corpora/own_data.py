@@ -19,7 +19,7 @@ from sumix_stream.corpora.checking import Checks, check_items
 from sumix_stream.corpora.faults import Fault, FaultyUtterance, print_summary, read_report, write_report
 from sumix_stream.corpora.listing import Listing, item_of, pieces_of_work, write_items
 from sumix_stream.corpora.parts import write_parts
-from sumix_stream.corpora.preparation import write_stats
+from sumix_stream.corpora.preparation import finish
 from sumix_stream.corpora.readers.base import ReadOptions
 from sumix_stream.corpora.recipe_writer import Machine, write_recipe
 from sumix_stream.corpora.splitting import PARTS
@@ -107,13 +107,11 @@ def prepare(
     summary = json.loads((out_dir / SUMMARY).read_text(encoding="utf-8"))
     tokens = choose_tokens(summary, settings.tokenizer, settings.vocab_size)
     train, model = out_dir / "cuts_train.jsonl.gz", out_dir / "tokenizer.model"
-    stages.run("tokenizer", tokens._asdict(), lambda: write_tokens(train, model, tokens), [model.name])
-    stages.run("stats", {}, lambda: write_stats(out_dir), ["stats.npz"])
+    stages.run("report", {}, lambda: write_page(out_dir), [PAGE])
+    finish(stages, tokens._asdict(), lambda: write_tokens(train, model, tokens))
     described = f"{tokens.kind}: {tokens.why}"
     write = partial(write_recipe, summary=summary, tokens=described, machine=machine, learning_rate=learning_rate)
     _keep_changes(out_dir / RECIPE, partial(write, max_seconds=settings.max_seconds), work / "train.yaml")
-    stages.run("report", {"machine": str(machine)}, lambda: write_page(out_dir), [PAGE])
-    stages.write_checksums()
     if not any(audio.iterdir()):
         audio.rmdir()
     _print_result(summary, out_dir)

@@ -7,7 +7,7 @@ import gzip
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import soundfile
 from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from tqdm.auto import tqdm
 
+from sumix_stream.corpora.stages import Stages
 from sumix_stream.data.manifests import UtteranceError, load_cuts, load_samples
 from sumix_stream.features import NUM_BINS, fbank
 from sumix_stream.timebase import Timebase
@@ -186,6 +187,17 @@ def write_stats(out_dir: Path, max_seconds: float = 3600.0) -> None:
     mean = total / num_frames
     std = np.sqrt(np.maximum(squares / num_frames - mean**2, 1e-8))
     np.savez(out_dir / "stats.npz", mean=mean.astype(np.float32), std=std.astype(np.float32))
+
+
+def finish(stages: Stages, settings: Mapping[str, object], make_tokenizer: Callable[[], object]) -> None:
+    """The last steps of every preparation: `tokenizer.model`, `stats.npz` and the checksums of all that was made.
+
+    Args:
+        settings: what the tokenizer depends on beside the training manifest.
+    """
+    stages.run("tokenizer", settings, make_tokenizer, ["tokenizer.model"])
+    stages.run("stats", {}, lambda: write_stats(stages.out_dir), ["stats.npz"])
+    stages.write_checksums()
 
 
 def read_stats(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -35,11 +35,11 @@ from sumix_stream.corpora.faults import (
 from sumix_stream.corpora.preparation import (
     SAMPLE_RATE,
     cut_texts,
+    finish,
     join_manifests,
     make_cut,
     read_lines,
     write_cuts,
-    write_stats,
 )
 from sumix_stream.corpora.segments import CutRecording, Segment, cut_recording
 from sumix_stream.corpora.shar import write_shar
@@ -245,14 +245,11 @@ def prepare_voxpopuli(
     joined = [f"cuts_{part}.jsonl.gz" for part in PARTS.values()]
     stages.run("manifests", {"num_valid": num_valid, "seed": seed}, join, [*joined, "left_out.tsv"])
     train, model = out_dir / joined[0], out_dir / "tokenizer.model"
-    stages.run(
-        "tokenizer",
+    finish(
+        stages,
         {"type": tokenizer, "size": vocab_size, "seed": seed},
         lambda: train_tokenizer(balanced_texts(train, seed), model, vocab_size, tokenizer),
-        [model.name],
     )
-    stages.run("stats", {}, lambda: write_stats(out_dir), ["stats.npz"])
-    stages.write_checksums()
     if shar is not None:
         for name in joined:
             write_shar(out_dir / name, Path(shar) / name.split(".")[0].removeprefix("cuts_"), jobs=jobs)

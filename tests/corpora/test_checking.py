@@ -79,6 +79,8 @@ def test_channels_that_cancel(tmp_path, checks):
         ("text", "unreadable audio"),
         ("empty", "too short"),
         ("truncated", "unreadable audio"),
+        ("truncated FLAC", "unreadable audio"),
+        ("damaged FLAC", "unreadable audio"),
         ("long", "too long"),
         ("silent", "silent"),
         ("nan", "unreadable audio"),
@@ -86,7 +88,7 @@ def test_channels_that_cancel(tmp_path, checks):
     ],
 )
 def test_what_cannot_be_used(tmp_path, checks, kind, fault):
-    path = tmp_path / "a.wav"
+    path = tmp_path / ("a.flac" if "FLAC" in kind else "a.wav")
     samples = {"empty": tone(0), "long": tone(11), "silent": np.zeros(16_000)}.get(kind, tone(1)).astype(np.float32)
     if kind == "nan":
         samples[5] = np.nan
@@ -97,6 +99,10 @@ def test_what_cannot_be_used(tmp_path, checks, kind, fault):
         path.write_text("hello")
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
+    elif "FLAC" in kind:
+        data = path.read_bytes()
+        half = data[: len(data) // 2]
+        path.write_bytes(data[:-100] if "truncated" in kind else half + bytes(64) + data[len(half) + 64 :])
     outcome = one(checks, path)
     assert isinstance(outcome, FaultyUtterance) and outcome.fault == fault
     assert str(path) in outcome.detail or fault.startswith("too ")

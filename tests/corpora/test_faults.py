@@ -1,13 +1,10 @@
 """What is wrong with an utterance, and how it is reported."""
 
 import pytest
-import soundfile
-from trees import tone
 
 from sumix_stream.corpora.faults import (
     Fault,
     FaultyUtterance,
-    check_audio,
     check_duration,
     check_speaking_rate,
     check_text,
@@ -37,29 +34,6 @@ def test_empty_texts(text):
 @pytest.mark.parametrize("text, letters", [("ευ THE", "ε υ"), ("да", "а д"), ("字", "字"), ("caf\ufffd", "not UTF-8")])
 def test_other_scripts(text, letters):
     assert fault_of(check_text, text) == ("non-Latin transcript", letters)
-
-
-@pytest.mark.parametrize("kind", ["missing", "not audio", "truncated", "damaged", "empty", "rate"])
-def test_bad_audio(tmp_path, kind):
-    path = tmp_path / "a.flac"
-    soundfile.write(path, tone(0 if kind == "empty" else 2), 8_000 if kind == "rate" else 16_000)
-    data = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "not audio":
-        path.write_text("hello")
-    elif kind == "truncated":
-        path.write_bytes(data[:-100])
-    elif kind == "damaged":
-        path.write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
-    expected = {"missing": "missing audio", "rate": "other sample rate"}.get(kind, "unreadable audio")
-    fault, detail = fault_of(check_audio, path)
-    assert fault == expected and str(path) in detail
-
-
-def test_good_audio(tmp_path):
-    soundfile.write(tmp_path / "a.flac", tone(1.5), 16_000)
-    assert check_audio(tmp_path / "a.flac") == 24_000
 
 
 def test_durations():
