@@ -30,6 +30,11 @@ def arguments() -> argparse.Namespace:
     add("--valid", type=float, default=0.05, help=share.format("1 hour", "validation"))
     add("--test", type=float, default=0.05, help=share.format("5 hours", "the test"))
     add("--ignore-splits", action="store_true", help="divide anew, whatever the sources say")
+    add(
+        "--keep-overlaps",
+        action="store_true",
+        help="use utterances of a recording that overlap by more than 0.3 seconds",
+    )
     add("--seed", type=int, default=0, help="seed of the division and of the order of the training manifest")
     add("--case", choices=["keep", "lower", "upper"], default="keep", help="case of the transcripts; default keep")
     add("--punctuation", choices=["keep", "remove"], default="keep", help="of the transcripts; default keep")
@@ -87,6 +92,7 @@ def main(args: argparse.Namespace) -> int:
         test=args.test,
         seed=args.seed,
         use_splits=not args.ignore_splits,
+        keep_overlaps=args.keep_overlaps,
         case=args.case,
         punctuation=args.punctuation,
         min_seconds=args.min_seconds,

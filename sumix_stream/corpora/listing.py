@@ -17,6 +17,7 @@ from sumix_stream.corpora.readers.places import name_fault
 from sumix_stream.corpora.text import TextNormaliser
 
 BATCH = 64  # whole files that are one piece of work
+OVERLAP = 0.3  # seconds that two utterances of a recording may share: subtitles often meet
 LONGEST_ID = 100  # characters
 _NOT_PLAIN = re.compile(r"[^\w.+@=-]+")
 
@@ -44,11 +45,16 @@ def write_items(
     options: ReadOptions,
     *,
     use_splits: bool = True,
+    keep_overlaps: bool = False,
 ) -> Listing:
     """Write every utterance of `sources` (with the kind of each, or None) as a line of JSON to `path`.
 
     A line is the item and, of its file, size and time: what is made of this list is as old as it. Whole files come in
     the order of reading, then parts of recordings, those of one recording together.
+
+    Args:
+        use_splits: keep what the sources say of train, valid and test.
+        keep_overlaps: use utterances of one recording whose times overlap, in which more is said than is written.
 
     Raises:
         ValueError: a source cannot be read, or there is nothing to use in all of them.
@@ -84,13 +90,40 @@ def write_items(
                 else:
                     parts.append(line)
             found.append(Source(str(source), kind, count - before))
-        for line in sorted(parts):
+        for line in sorted(parts) if keep_overlaps else _apart(sorted(parts), faults):
             file.write(line + "\n")
+    count -= sum(fault.fault == "overlap" for fault in faults)
     if not count:
         reasons = "; ".join(f"{f.file}:{f.line}: {f.fault} ({f.detail})" for f in faults[:3])
         raise ValueError(f"{', '.join(str(s) for s, _ in sources)}: no utterance that can be used. {reasons}")
     aside.replace(path)
     return Listing(found, count, faults)
+
+
+def _apart(lines: list[str], faults: list[Fault]) -> Iterator[str]:
+    """The lines whose stretch of a recording's channel is nobody else's; both of two that overlap become faults."""
+    for _, group in groupby(((item_of(line), line) for line in lines), key=lambda pair: pair[0].audio):
+        members = sorted(group, key=lambda pair: pair[0].start)
+        overlapping: dict[int, Item] = {}
+        last: dict[int | None, int] = {}  # channel -> place of the one that ends last
+        for place, (item, _) in enumerate(members):
+            other = last.get(item.channel)
+            if other is not None and item.start < _end(members[other][0]) - OVERLAP:
+                overlapping.setdefault(other, item)
+                overlapping[place] = members[other][0]
+            if other is None or _end(item) > _end(members[other][0]):
+                last[item.channel] = place
+        for place, (item, line) in enumerate(members):
+            if place not in overlapping or item.kind == SHARD:
+                yield line
+                continue
+            other = overlapping[place]
+            detail = f"{item.id} from {item.start:g} s overlaps {other.id} ({other.file}:{other.line}); --keep-overlaps"
+            faults.append(Fault(item.split, item.id, "overlap", detail, False, item.file, item.line))
+
+
+def _end(item: Item) -> float:
+    return float("inf") if item.end is None else item.end
 
 
 def _fault(item: Item, heard: set[int]) -> tuple[str, str] | None:

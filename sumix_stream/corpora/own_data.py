@@ -38,6 +38,7 @@ class Settings:
     test: float = 0.05
     seed: int = 0
     use_splits: bool = True
+    keep_overlaps: bool = False
     case: str = "keep"
     punctuation: str = "keep"
     min_seconds: float = 0.1
@@ -79,7 +80,8 @@ def prepare(
     normalise = TextNormaliser(settings.case, settings.punctuation)
     absolute = [(Path(path).absolute(), kind) for path, kind in sources]
     # Always read anew: that takes seconds, and what follows is as old as this list.
-    listing = write_items(absolute, work / "items.jsonl", normalise, settings.read, use_splits=settings.use_splits)
+    kept = {"use_splits": settings.use_splits, "keep_overlaps": settings.keep_overlaps}
+    listing = write_items(absolute, work / "items.jsonl", normalise, settings.read, **kept)
     for source in listing.sources:
         print(f"{source.path}: {source.kind}, {source.utterances} utterances")
     checks = Checks(str(audio), settings.max_seconds, settings.min_seconds, settings.channel)

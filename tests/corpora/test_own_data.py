@@ -195,6 +195,25 @@ def test_the_list_keeps_parts_of_a_recording_together(tmp_path):
     assert all(isinstance(item, Item) for piece in pieces for item in piece)
 
 
+def test_utterances_that_overlap_are_left_out_both(tmp_path):
+    write_wavs(tmp_path, ["a.wav"], 9.0, channels=2)
+    rows = [(0, 2, ""), (1.5, 2.5, ""), (2.4, 3, ""), (3.2, "", ""), (5, 6, ""), (0, 9, 1)]
+    table = "path\tstart\tend\tchannel\ttext\n" + "".join(f"a.wav\t{s}\t{e}\t{c}\tWORD\n" for s, e, c in rows)
+    (tmp_path / "t.tsv").write_text(table)
+    path = tmp_path / "items.jsonl"
+
+    def lines(**options):
+        listing = write_items([(tmp_path / "t.tsv", None)], path, TextNormaliser(), ReadOptions(), **options)
+        found = sorted(item_of(line).line for piece in pieces_of_work(path) for line in piece)
+        assert listing.num_items == len(found)
+        return found, listing.faults
+
+    kept, faults = lines()
+    assert kept == [4, 7] and {(f.line, f.fault) for f in faults} == {(n, "overlap") for n in (2, 3, 5, 6)}
+    assert "t.tsv:2" in next(f for f in faults if f.line == 3).detail
+    assert lines(keep_overlaps=True) == ([2, 3, 4, 5, 6, 7], [])
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("lines", [0, 3, 4, 5, 7])
 def test_an_interrupted_check_goes_on(tmp_path, monkeypatch, lines, jobs):

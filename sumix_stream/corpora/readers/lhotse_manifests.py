@@ -69,7 +69,7 @@ def _kind(path: Path) -> str | None:
 
 
 def read(path: Path, options: ReadOptions) -> Found:
-    """Cuts with several supervisions give an utterance for each; those that overlap or end after their cut are named.
+    """Cuts with several supervisions give an utterance for each; one that ends after its cut is named.
 
     Audio that a command makes or that lies at an address is used with --allow-commands only.
     """
@@ -157,7 +157,6 @@ def _of_cut(cut: dict, file: str, line: int, resolver: Resolver, options: ReadOp
     end = None if everything else start + duration
     if len(recording["sources"][0].get("channels", [0])) == 1:
         channel = None
-    before = 0.0
     for number, s in enumerate(sorted(supervisions, key=lambda s: s["start"])):
         own = id if len(supervisions) == 1 else f"{id}-{s.get('id', number)}"
         if s.get("text") is None:
@@ -170,11 +169,6 @@ def _of_cut(cut: dict, file: str, line: int, resolver: Resolver, options: ReadOp
             continue
         span = (start, end)
         if len(supervisions) > 1:
-            if s["start"] < before - 0.05:
-                detail = f"begins at {s['start']:g} s, before the one before has ended"
-                yield Skipped(file, line, "overlap", detail, own)
-                continue
-            before = last
             span = (start + max(0.0, s["start"]), start + min(last, duration))
         speaker, language = str(s.get("speaker") or ""), str(s.get("language") or "")
         yield Item(audio, str(s["text"]), file, line, own, *span, channel, speaker, language, split)

@@ -61,7 +61,7 @@ def read(path: Path, options: ReadOptions) -> Found:
 
 
 def _cues(path: Path, audio: Path, id: str, split: str, options: ReadOptions) -> Found:
-    file, count, before = str(path), 0, 0.0
+    file, count = str(path), 0
     with open_text(path, options.encoding) as lines:
         cue: tuple[int, float, float] | None = None
         words: list[str] = []
@@ -78,9 +78,6 @@ def _cues(path: Path, audio: Path, id: str, split: str, options: ReadOptions) ->
                     words.pop()  # the next cue's number: no empty line was before it
                 made = _item(str(audio), " ".join(words), file, at, f"{id}-{count:05d}", start, end, split)
                 count += 1
-                if start < before - 0.05 and isinstance(made, Item):
-                    made = Skipped(file, at, "overlap", f"begins at {start:g} s, before the cue before it has ended")
-                before = max(before, end)
                 yield made
                 cue, words = None, []
             if match is not None:
