@@ -11,15 +11,13 @@ from sumix_stream.config import RecipeConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts
-from sumix_stream.tasks.build import build_model
-from sumix_stream.tasks.transducer.losses import LossScales
+from sumix_stream.tasks.base import make_task
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train.optim import make_optimizer
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import batch_inputs
 
 TIMED = 2  # batches, after one that is not
-_SCALES = LossScales(0.5, 1.0, 0.3)
 _CONTEXT = ChunkContext(16, 4)
 
 
@@ -55,7 +53,9 @@ def estimate(recipe: RecipeConfig) -> Estimate:
     """
     config = recipe.train
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
-    model = build_model(recipe.model, tokenizer.vocab_size, config.seed)
+    task = make_task(recipe.task)
+    model = task.build(recipe.model, tokenizer.vocab_size, config.seed)
+    weights = task.weights(config.max_steps, recipe.loss)
     model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
     device = make_fabric(config).device
     model.to(device).train()
@@ -66,7 +66,7 @@ def estimate(recipe: RecipeConfig) -> Estimate:
     began = time.perf_counter()
     for batch in islice(loader.epoch_batches(0), TIMED + 1):
         with bf16:
-            loss = model(*batch_inputs(batch.to(device)), _CONTEXT, _SCALES, recipe.loss).total
+            loss = model(*batch_inputs(batch.to(device)), _CONTEXT, weights, recipe.loss).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

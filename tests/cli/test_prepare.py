@@ -1,8 +1,10 @@
 """bin/prepare: what it takes, what it prints, and what it says about mistakes."""
 
+import re
 import sys
 
 import pytest
+from conftest import ROOT
 from trees import write_kaldi, write_own_folder, write_wavs
 
 from sumix_stream.cli import prepare
@@ -72,3 +74,24 @@ def test_options_out_of_range(tmp_path, monkeypatch, options):
 def test_long_times_are_told_as_people_do():
     said = [spoken(seconds) for seconds in (40, 120, 3000, 5400, 30_000, 300_000, 3_000_000)]
     assert said == ["40 seconds", "2.0 minutes", "50 minutes", "1.5 hours", "8.3 hours", "3.5 days", "35 days"]
+
+
+def test_options_of_the_documentation_are_there(monkeypatch, capsys):
+    pages = [ROOT / "docs" / name for name in ("own-data.md", "quickstart.md")]
+    named = set(re.findall(r"(--[a-z][a-z-]+)", " ".join(page.read_text() for page in pages)))
+    assert len(named) > 15
+    known = {"--checkpoint", "--cuts", "--times", "--config", "--train"}  # of other commands
+    assert run(monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
+    assert {option for option in named - known if option not in said} == set()
+    faults = {
+        "no transcript",
+        "missing audio",
+        "unreadable audio",
+        "too long",
+        "too short",
+        "silent",
+        "channels cancel",
+    }
+    faults |= {"misaligned", "overlap", "bad times", "not UTF-8", "command", "listed twice"}
+    assert all(f"| {fault}" in pages[0].read_text() or f", {fault}" in pages[0].read_text() for fault in faults)
