@@ -55,7 +55,7 @@ def write_data_page(out_dir: Path) -> Path:
 def _contents(summary: dict[str, Any]) -> Iterator[str]:
     used = {name: part for name, part in summary["parts"].items() if part.get("utterances")}
     yield facts((f"{name}, hours", f"{part['seconds'] / 3600:.2f}") for name, part in used.items())
-    head = ("part", "utterances", "hours", "mean s", "speakers", "of them in train", "words", "texts also in train")
+    head = ("part", "utterances", "hours", "mean s", "speakers", "heard in train", "words", "texts also in train")
     rows = []
     for name, part in used.items():
         mean, also = part["seconds"] / part["utterances"], part.get("texts in train", 0)
@@ -86,7 +86,7 @@ def _odd(summary: dict[str, Any]) -> Iterator[str]:
         if not found:
             continue
         number = summary["odd counts"][kind]
-        yield f"<h3>{escape(about)}</h3><p class='soft'>{number} utterances; the {len(found)} oddest:</p>"
+        yield f"<h3>{escape(about)}</h3><p class='soft'>{_number(number)}; the oddest:</p>"
         for why, cut in found:
             yield _utterance(cut, why)
 
@@ -152,8 +152,14 @@ def _speakers(summary: dict[str, Any]) -> Iterator[str]:
     yield table(("sample rate and channels", "utterances", "hours"), rows)
 
 
+def _number(utterances: int) -> str:
+    return f"{utterances} utterance{'s' * (utterances != 1)}"
+
+
 def _shown(text: str) -> str:
-    """What cannot be seen, by its number."""
+    """What cannot be seen, by its name or number."""
+    if text == " ":
+        return "space"
     return "".join(c if c.isprintable() and (c == " " or not c.isspace()) else f"[U+{ord(c):04X}]" for c in text)
 
 
