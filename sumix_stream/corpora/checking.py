@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -67,23 +67,37 @@ def check_items(items: Sequence[Item], checks: Checks) -> list[Outcome]:
     for _, group in groupby(items, key=_recording):
         members = list(group)
         if members[0].kind == SHARD:
-            outcomes += _check_shard(members, checks)
+            outcomes += _survived(_check_shard, members, checks)
         elif members[0].kind == COMMAND or not members[0].whole:
-            outcomes += _check_recording(members, checks)
+            outcomes += _survived(_check_recording, members, checks)
         else:
-            outcomes += [_check(item, checks) for item in members]
+            for item in members:
+                outcomes += _survived(_check, [item], checks)
     return outcomes
+
+
+def _survived(
+    check: Callable[[list[Item], Checks], list[Outcome]], members: list[Item], checks: Checks
+) -> list[Outcome]:
+    """What a check says; a file that a decoder fails on in a way of its own does not end the run."""
+    try:
+        return check(members, checks)
+    except FaultyUtterance as error:
+        return [error] * len(members)
+    except OSError:
+        raise  # a full disk
+    except Exception as error:
+        detail = f"{members[0].audio[:200]}: {type(error).__name__}: {error}"
+        return [FaultyUtterance("unreadable audio", detail)] * len(members)
 
 
 def _recording(item: Item) -> tuple[str, str, bool]:
     return item.kind, item.audio, item.whole and item.kind != COMMAND
 
 
-def _check(item: Item, checks: Checks) -> Outcome:
-    try:
-        return _check_cut(item, checks) if item.kind == CUT else check_file(item, item.audio, checks)
-    except FaultyUtterance as error:
-        return error
+def _check(members: list[Item], checks: Checks) -> list[Outcome]:
+    (item,) = members
+    return [_check_cut(item, checks) if item.kind == CUT else check_file(item, item.audio, checks)]
 
 
 def check_file(item: Item, path: str, checks: Checks) -> Checked:
@@ -118,18 +132,19 @@ def check_file(item: Item, path: str, checks: Checks) -> Checked:
 
 
 def _header(path: str) -> tuple[int | None, int, int, bool]:
-    """Rate, channels, samples, and whether that number can be; rate None: not a file of libsndfile's."""
+    """Rate, channels, samples, and whether it can be read by them; rate None: not a file of libsndfile's."""
     if not os.path.isfile(path):
         raise FaultyUtterance("missing audio", f"{path}: no such file")
     try:
         with soundfile.SoundFile(path) as file:
-            rate, num_channels, frames = file.samplerate, file.channels, file.frames
+            rate, num_channels, frames, seekable = file.samplerate, file.channels, file.frames, file.seekable()
         check_rate(rate)
     except AudioError as error:
         raise FaultyUtterance("unreadable audio", f"{path}: {error}") from None
     except (soundfile.SoundFileError, RuntimeError, OSError):
         return None, 0, 0, False
-    known = 0 <= frames and frames / rate * _BITS_PER_SECOND <= 8 * os.path.getsize(path) + 1000
+    # What cannot be sought in (GSM, G.721) cannot be read whole by those who do not know its length.
+    known = seekable and 0 <= frames and frames / rate * _BITS_PER_SECOND <= 8 * os.path.getsize(path) + 1000
     return rate, num_channels, frames, known
 
 
@@ -280,7 +295,7 @@ def _check_parts(members: list[Item], path: str, checks: Checks) -> list[Outcome
     seconds, kept = frames / rate, members[0].kind != COMMAND
     ends = [seconds if item.end is None else item.end for item in members]
     if kept and len(members) == 1 and members[0].start == 0 and abs(ends[0] - seconds) < 0.1:
-        return [_check(members[0]._replace(end=None), checks)]
+        return _check([members[0]._replace(end=None)], checks)
     segments, outcomes = [], {}
     for item, end in zip(members, ends, strict=True):
         channel = item.channel if item.channel is not None else checks.channel if num_channels > 1 else None
@@ -309,7 +324,7 @@ def _check_parts(members: list[Item], path: str, checks: Checks) -> list[Outcome
 
 
 def _check_parts_decoded(members: list[Item], path: str, checks: Checks) -> list[Outcome]:
-    """Of a file that libsndfile cannot read in blocks: decoded whole to a file that it can."""
+    """Of a file that cannot be read in blocks: decoded whole to one that can."""
     samples, rate = _read_otherwise(path)
     with tempfile.TemporaryDirectory(dir=checks.folder) as aside:
         whole = Path(aside) / "whole.flac"

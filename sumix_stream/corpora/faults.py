@@ -69,7 +69,8 @@ def check_speaking_rate(text: str, seconds: float, low: float, high: float) -> N
 def write_report(path: Path, faults: Iterable[Fault]) -> None:
     """Write the faults as tab-separated values with a header, sorted by part and id."""
     aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8", newline="") as file:
+    # A file name that is not UTF-8 is written readably: \udce9 for its byte.
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(COLUMNS)
         for fault in sorted(faults):

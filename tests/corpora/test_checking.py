@@ -119,6 +119,25 @@ def test_a_flac_of_unknown_length_is_written_anew(tmp_path, checks):
     assert done.cut["recording"]["sources"][0]["source"].startswith(checks.folder)
 
 
+@pytest.mark.parametrize("subtype", ["GSM610", "ULAW", "G721_32"])
+def test_telephone_codecs(tmp_path, checks, subtype):
+    rate, format = 8_000, "AU" if subtype == "G721_32" else "WAV"
+    soundfile.write(tmp_path / "a.wav", tone(2, rate), rate, subtype=subtype, format=format)
+    done = one(checks, tmp_path / "a.wav")
+    assert len(heard(done)) == pytest.approx(32_000, abs=800) and done.measures.sample_rate == rate
+
+
+def test_a_decoder_that_fails_in_its_own_way_ends_nothing(tmp_path, checks, monkeypatch):
+    write_wavs(tmp_path, ["a.wav", "b.wav"])
+
+    def broken(path):
+        raise ZeroDivisionError("of a decoder") if "a.wav" in path else ValueError(path)
+
+    monkeypatch.setattr("sumix_stream.corpora.checking.read_audio", broken)
+    found = check_items([item(tmp_path / name, name[0]) for name in ("a.wav", "b.wav")], checks)
+    assert [o.fault for o in found] == ["unreadable audio"] * 2 and "ZeroDivisionError: of a decoder" in found[0].detail
+
+
 def test_a_header_that_lies_costs_no_memory(tmp_path, checks):
     soundfile.write(tmp_path / "a.flac", tone(0.01), 16_000)
     data = bytearray((tmp_path / "a.flac").read_bytes())

@@ -1,8 +1,10 @@
 """From sources to a folder that trains: parts, misaligned utterances, what is done again, and what is kept."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,9 @@ def test_a_folder_becomes_one_that_trains(own, tmp_path, capsys):
     (own / "speaker0" / "0.wav").write_text("no audio")
     (own / "speaker1" / "3.txt").write_text("...")
     write_wavs(own / "speaker2", ["99.wav"])
+    latin = os.fsdecode(os.fsencode(own / "speaker2") + b"/caf\xe9")
+    shutil.copy(own / "speaker2" / "1.wav", latin + ".wav")
+    Path(latin + ".txt").write_text("WORDS")
     out = tmp_path / "out"
     summary = run(out, own, case="lower")
     assert summary["parts"]["train"]["utterances"] == 14 and len(ids(out, "valid")) == len(ids(out, "test")) == 4
@@ -60,9 +65,10 @@ def test_a_folder_becomes_one_that_trains(own, tmp_path, capsys):
     assert len(everything) == 22 and "speaker0-1" in everything
     faults = {(f.file.rpartition("/")[2], f.line, f.fault) for f in read_report(out / "left_out.tsv")}
     expected = {("0.txt", 1, "unreadable audio"), ("3.txt", 1, "empty transcript"), ("99.wav", 0, "no transcript")}
+    expected.add((r"caf\udce9.txt", 1, "file name"))
     assert faults == expected
     said = capsys.readouterr().out
-    assert "texts: 23 times lower case" in said and "1 left out: no transcript" in said and "at random" in said
+    assert "texts: 24 times lower case" in said and "1 left out: no transcript" in said and "at random" in said
     recipe = load_recipe(out / "train.yaml")
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
     loader = TrainLoader(recipe.data, load_cuts(recipe.data.train_cuts), tokenizer, Timebase(), seed=0)

@@ -54,12 +54,14 @@ def test_folder(tmp_path):
     write_wavs(tmp_path / "test", ["a.flac", "lonely.wav"])
     (tmp_path / "test" / "a.lab").write_bytes("\ufeffHELLO\n".encode("utf-16"))
     (tmp_path / "speaker0" / "9.txt").write_text("no audio")
+    (tmp_path / "0.txt").write_text("speaker0/0.wav, it says\n")  # no table, though it names a file
     assert reader_of(tmp_path) == "folder"
     items, skipped = read(tmp_path)
     assert list(items) == ["speaker0/0", "speaker0/1", "speaker1/0", "speaker1/1", "test/a"]
     assert items["test/a"].text.strip("\ufeff\n") == "HELLO" and items["test/a"].split == "test"
     assert all(item.whole and item.line == 1 for item in items.values())
-    assert where(skipped) == {("lonely.wav", 0, "no transcript"), ("9.txt", 0, "missing audio")}
+    faults = {("lonely.wav", 0, "no transcript"), ("9.txt", 0, "missing audio"), ("0.txt", 0, "missing audio")}
+    assert where(skipped) == faults
 
 
 def test_librispeech(tmp_path):

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 from sumix_stream.corpora.readers.base import Found, Item, ReadOptions, Skipped, split_of
-from sumix_stream.corpora.readers.places import is_audio, open_text, walk
+from sumix_stream.corpora.readers.places import is_audio, read_text, walk
 
 ABOUT = "a folder of audio files with a .txt or .lab beside each"
 TEXTS = (".txt", ".lab")
-LONGEST = 1 << 16  # characters of a text: a longer one is no transcript of an utterance
 
 
 def recognise(path: Path) -> bool:
@@ -37,8 +36,7 @@ def read(path: Path, options: ReadOptions) -> Found:
                 continue
             where = folder.path / text
             id = os.path.relpath(os.path.splitext(file)[0], path)
-            with open_text(where, options.encoding) as lines:
-                yield Item(file, lines.read(LONGEST), str(where), 1, id, split=of_folder)
+            yield Item(file, read_text(where, options.encoding), str(where), 1, id, split=of_folder)
         for name in folder.names:
             stem, suffix = os.path.splitext(name)
             if suffix in TEXTS and stem not in audio and not name.lower().startswith("readme"):

@@ -101,6 +101,15 @@ def open_text(path: Path, encoding: str | None = None) -> io.TextIOBase:
     return io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline=None)
 
 
+def read_text(path: Path, encoding: str | None = None, most: int = 1 << 18) -> str:
+    """The text of a small file, decoded as `open_text` does; at most so many bytes of it."""
+    with open(path, "rb") as file:
+        data = file.read(most)
+    if encoding is None:
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return data.decode(encoding, errors="replace")
+
+
 def first_lines(path: Path, count: int = 1, encoding: str | None = None) -> list[str]:
     """The first lines that hold anything, at most 64 KiB of each; none of a file that cannot be read as text."""
     found: list[str] = []

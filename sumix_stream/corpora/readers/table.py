@@ -60,21 +60,26 @@ def _tables(path: Path, options: ReadOptions = DEFAULTS) -> list[Path]:
     if all((path / name).is_file() for name in COMMON_VOICE[::2]) and (path / "clips").is_dir():
         return [path / name for name in COMMON_VOICE if (path / name).is_file()]
     folders = [path, *sorted(p for p in path.iterdir() if p.is_dir() and split_of(p.name))]
-    tables = [p for folder in folders for p in sorted(folder.iterdir()) if _is_table(p, options)]
+    files = (p for folder in folders for p in sorted(folder.iterdir()))
+    tables = [p for p in files if _is_table(p, options, sure=_is_tables_name(p.stem))]
     metadata = [p for p in tables if p.stem == "metadata"]
     of_splits = [p for p in tables if split_of(p.stem)]
     return metadata or of_splits or tables
 
 
-def _is_table(path: Path, options: ReadOptions) -> bool:
+def _is_tables_name(stem: str) -> bool:
+    """Of a file in a folder: others are tables if their header says so, and .txt are transcripts beside their audio."""
+    return stem.lower() in ("metadata", "transcripts", "transcript", "train", "valid", "dev", "test", "eval")
+
+
+def _is_table(path: Path, options: ReadOptions, sure: bool = True) -> bool:
     name = path.name.removesuffix(".gz")
-    if not name.endswith(SUFFIXES) or not path.is_file():
+    if not name.endswith(SUFFIXES) or not path.is_file() or (name.endswith(".txt") and not sure):
         return False
     try:
-        layout(path, options)
+        return layout(path, options).header or sure
     except ValueError:
         return False
-    return True
 
 
 def layout(path: Path, options: ReadOptions) -> Layout:
