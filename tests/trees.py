@@ -123,3 +123,29 @@ def write_ogg(path: Path, seconds: float, seed: int) -> None:
     with soundfile.SoundFile(path, "w", rate, 1 + (rate != 16_000), format="OGG", subtype="VORBIS") as file:
         for block in np.array_split(samples if rate == 16_000 else np.stack([samples, samples], 1), 40):
             file.write(block)  # libsndfile's encoder has overflown its stack on long writes
+
+
+def write_wavs(folder: Path, names: Sequence[str], seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> None:
+    """Tones, each another, as `folder/<name>`; with two channels the second is another tone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        samples = [tone(seconds, rate, seed=number + 100 * channel) for channel in range(channels)]
+        soundfile.write(folder / name, np.stack(samples, 1), rate)
+
+
+def write_own_folder(folder: Path, speakers: int = 3, each: int = 8) -> None:
+    """`<speaker>/<n>.wav`, its sentence in `<n>.txt`."""
+    for s in range(speakers):
+        write_wavs(folder / f"speaker{s}", [f"{n}.wav" for n in range(each)])
+        for n in range(each):
+            (folder / f"speaker{s}" / f"{n}.txt").write_text(sentence(10 * s + n) + "\n")
+
+
+def write_kaldi(folder: Path, utterances: dict[str, str], audio: str = "audio/{}.wav") -> None:
+    """wav.scp with paths relative to the folder above, divided by tabs; text; utt2spk, divided by spaces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_wavs(folder.parent, [audio.format(id) for id in utterances])
+    (folder / "wav.scp").write_text("".join(f"{id}\t{audio.format(id)}\n" for id in utterances))
+    (folder / "text").write_text("".join(f"{id}\t{text}\n" for id, text in utterances.items()))
+    (folder / "utt2spk").write_text("".join(f"{id} {id.split('-')[0]}\n" for id in utterances))

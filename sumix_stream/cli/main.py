@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "prepare": "make a folder that trains from recordings and their texts",
     "train": "train a model as a recipe says",
     "decode": "recognise whole utterances",
     "stream-decode": "recognise speech chunk by chunk",

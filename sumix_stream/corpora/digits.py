@@ -5,9 +5,7 @@ its official test set. Strings of 1 to 7 digits are recordings of one split with
 training strings use index 8 and above, validation 5 to 7, test 0 to 4, so no recording is in two splits.
 """
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,13 +18,13 @@ from sumix_stream.audio import read_audio, resample
 from sumix_stream.corpora.preparation import (
     SAMPLE_RATE,
     empty_folder,
+    finish,
     make_cut,
     write_cuts,
     write_flac,
-    write_stats,
     write_tokenizer,
 )
-from sumix_stream.corpora.stages import Stages
+from sumix_stream.corpora.stages import Stages, in_processes
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 NUM_TEST, NUM_VALID = 5, 3  # recordings of each digit and speaker
@@ -206,14 +204,14 @@ def prepare_digits(
     corpus, out_dir = Path(corpus), Path(out_dir).resolve()
     digits = find_digits(corpus)
     split = split_digits(digits)
-    stages, jobs = Stages(out_dir), num_jobs or os.cpu_count() or 1
+    stages = Stages(out_dir)
     recordings = out_dir / "recordings"
 
     def resample_all() -> None:
         empty_folder(recordings)
         work = partial(_write_recording, folder=recordings)
-        with ProcessPoolExecutor(jobs) as pool:
-            list(tqdm(pool.map(work, digits, chunksize=50), desc="8 to 16 kHz", total=len(digits), disable=None))
+        for _ in tqdm(in_processes(work, digits, num_jobs), desc="8 to 16 kHz", total=len(digits), disable=None):
+            pass
 
     def write_strings(part: str, num_strings: int) -> None:
         folder = empty_folder(out_dir / "strings" / part)
@@ -230,10 +228,8 @@ def prepare_digits(
             )
         )
         work = partial(_write_string, recordings=recordings, folder=folder)
-        with ProcessPoolExecutor(jobs) as pool:
-            files = list(
-                tqdm(pool.map(work, strings, chunksize=50), desc=f"{part} strings", total=num_strings, disable=None)
-            )
+        written = in_processes(work, strings, num_jobs)
+        files = list(tqdm(written, desc=f"{part} strings", total=num_strings, disable=None))
         write_cuts(
             (make_cut(s.id, path, n, s.text, s.speaker) for s, (path, n) in zip(strings, files, strict=True)),
             out_dir / f"cuts_{part}.jsonl.gz",
@@ -242,6 +238,5 @@ def prepare_digits(
     stages.run("recordings", {"corpus": corpus.resolve(), "files": len(digits)}, resample_all)
     for part, number in (("test", num_test), ("valid", num_valid), ("train", num_train)):
         settings = {"num": number, "seed": seed} | ({"repeat": TRAIN_REPEAT} if part == "train" else {})
-        stages.run(part, settings, partial(write_strings, part, number))
-    stages.run("tokenizer", {"type": "word"}, lambda: write_tokenizer(out_dir, len(WORDS) + 2, "word"))
-    stages.run("stats", {}, lambda: write_stats(out_dir))
+        stages.run(part, settings, partial(write_strings, part, number), [f"cuts_{part}.jsonl.gz"])
+    finish(stages, {"type": "word"}, lambda: write_tokenizer(out_dir, len(WORDS) + 2, "word"))

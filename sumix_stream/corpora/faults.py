@@ -8,11 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sumix_stream.audio import AudioError, read_audio
-from sumix_stream.timebase import Timebase
-
-SAMPLE_RATE = Timebase().sample_rate
-COLUMNS = ("part", "id", "action", "fault", "detail")
+COLUMNS = ("file", "line", "fault", "detail", "action", "id", "part")
 MAX_LOGGED = 20  # of one part
 _ORDINALS = "ªº"  # letters to Unicode, of no script
 log = logging.getLogger(__name__)
@@ -26,6 +22,8 @@ class Fault(NamedTuple):
     fault: str  # one of a few words: what is counted
     detail: str
     kept: bool = False
+    file: str = ""  # that names it, and on which line (0: no line)
+    line: int = 0
 
 
 class FaultyUtterance(ValueError):
@@ -51,22 +49,6 @@ def _is_latin(letter: str) -> bool:
     return letter.isascii() or unicodedata.name(letter, "").startswith("LATIN ")
 
 
-def check_audio(path: Path) -> int:
-    """Samples of a 16 kHz mono file, which is decoded whole: FLAC runs at thousands of times real time.
-
-    Raises FaultyUtterance when it is missing, truncated, damaged, empty, or has another rate.
-    """
-    if not path.is_file():
-        raise FaultyUtterance("missing audio", str(path))
-    try:
-        samples, rate = read_audio(path)
-    except AudioError as error:
-        raise FaultyUtterance("unreadable audio", str(error)) from None
-    if rate != SAMPLE_RATE:
-        raise FaultyUtterance("other sample rate", f"{path}: {rate} Hz, not {SAMPLE_RATE} Hz")
-    return len(samples)
-
-
 def check_duration(seconds: float, low: float, high: float) -> None:
     """Raises FaultyUtterance for a duration outside `low` to `high` seconds."""
     if not low <= seconds <= high:
@@ -87,12 +69,14 @@ def check_speaking_rate(text: str, seconds: float, low: float, high: float) -> N
 def write_report(path: Path, faults: Iterable[Fault]) -> None:
     """Write the faults as tab-separated values with a header, sorted by part and id."""
     aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8", newline="") as file:
+    # A file name that is not UTF-8 is written readably: \udce9 for its byte.
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(COLUMNS)
         for fault in sorted(faults):
             action = "kept" if fault.kept else "left out"
-            writer.writerow([fault.part, fault.id, action, fault.fault, fault.detail])
+            line = fault.line or ""
+            writer.writerow([fault.file, line, fault.fault, fault.detail, action, fault.id, fault.part])
     aside.replace(path)
 
 
@@ -100,7 +84,13 @@ def read_report(path: Path) -> list[Fault]:
     """The inverse of `write_report`."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
-        return [Fault(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept") for row in rows]
+        return [
+            Fault(
+                *(row["part"], row["id"], row["fault"], row["detail"], row["action"] == "kept"),
+                *(row["file"], int(row["line"] or 0)),
+            )
+            for row in rows
+        ]
 
 
 def log_faults(faults: Iterable[Fault]) -> None:
@@ -116,4 +106,5 @@ def print_summary(faults: Iterable[Fault], report: Path) -> None:
     """One line for each part and fault: how many, and where they are named."""
     counts = Counter((fault.part, fault.kept, fault.fault) for fault in faults)
     for (part, kept, fault), number in sorted(counts.items()):
-        print(f"{part}: {number} {'kept although' if kept else 'left out:'} {fault} (by id in {report})")
+        prefix = f"{part}: " if part else ""
+        print(f"{prefix}{number} {'kept although' if kept else 'left out:'} {fault} (by id in {report})")

@@ -3,28 +3,31 @@
 import logging
 from collections import Counter
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from lhotse import MonoCut
 
+from sumix_stream.corpora.checking import Checks, check_items
 from sumix_stream.corpora.faults import (
-    SAMPLE_RATE,
     Fault,
     FaultyUtterance,
-    check_audio,
-    check_duration,
     check_text,
     log_faults,
     print_summary,
     read_report,
     write_report,
 )
-from sumix_stream.corpora.preparation import join_manifests, make_cut, write_cuts, write_stats, write_tokenizer
+from sumix_stream.corpora.preparation import finish, join_manifests, write_cuts, write_tokenizer
+from sumix_stream.corpora.readers import transcripts
+from sumix_stream.corpora.readers.base import Item, ReadOptions, Skipped
 from sumix_stream.corpora.shar import write_shar
 from sumix_stream.corpora.stages import Stages, parallel
 
 log = logging.getLogger(__name__)
+
+_UNLIMITED = 1e6  # seconds
 
 # Utterances of each part as published.
 NUM_UTTERANCES = {
@@ -64,46 +67,36 @@ def read_librispeech_part(
     """Cuts of one part, sorted by id: `<speaker>/<chapter>/<id>.flac` beside `<speaker>-<chapter>.trans.txt`.
 
     Every file is decoded. What cannot be used is named in the log and in the faults and left out: a file that is
-    missing, damaged or not at 16 kHz or has no transcript, a transcript that is empty or not Latin, an id that was
-    there before, and, with `max_seconds`, what is longer.
+    missing, damaged or silent or has no transcript, a transcript that is empty or not Latin, an id that was there
+    before, and, with `max_seconds`, what is longer.
     """
-    transcripts = sorted(part_dir.glob("*/*/*.trans.txt"))
-    if not transcripts:
-        raise ValueError(f"{part_dir}: no <speaker>/<chapter>/*.trans.txt there; is this a LibriSpeech part?")
-    read = partial(_read_chapter, part=part_dir.name, max_seconds=max_seconds)
-    cuts: dict[str, MonoCut] = {}
+    part, checks = part_dir.name, Checks("", max_seconds or _UNLIMITED, 0.0)
+    items: list[Item] = []
     faults: list[Fault] = []
-    for chapter_cuts, chapter_faults in parallel(read, transcripts, jobs, part_dir.name, "chapter"):
-        faults += chapter_faults
-        for cut in chapter_cuts:
-            if cut.id in cuts:
-                faults.append(Fault(part_dir.name, cut.id, "id occurs twice", cut.recording.sources[0].source))
+    for found in transcripts.read(part_dir, ReadOptions()):
+        if isinstance(found, Skipped):
+            faults.append(Fault(part, found.id, found.fault, found.detail, False, found.file, found.line))
+            continue
+        try:
+            check_text(found.text)
+        except FaultyUtterance as error:
+            faults.append(Fault(part, found.id, error.fault, error.detail, False, found.file, found.line))
+            continue
+        items.append(found._replace(text=found.text.strip(), language="English"))
+    cuts: dict[str, MonoCut] = {}
+    chapters = [list(chapter) for _, chapter in groupby(items, key=lambda item: item.file)]
+    checked = parallel(partial(check_items, checks=checks), chapters, jobs, part, "chapter")
+    for chapter, outcomes in zip(chapters, checked, strict=True):
+        for item, outcome in zip(chapter, outcomes, strict=True):
+            origin = (item.file, item.line)
+            if isinstance(outcome, FaultyUtterance):
+                faults.append(Fault(part, item.id, outcome.fault, outcome.detail, False, *origin))
+            elif item.id in cuts:
+                faults.append(Fault(part, item.id, "id occurs twice", item.audio, False, *origin))
             else:
-                cuts[cut.id] = cut
+                cuts[item.id] = MonoCut.from_dict(outcome.cut)
     log_faults(faults)
     return [cuts[id] for id in sorted(cuts)], faults
-
-
-def _read_chapter(transcript: Path, part: str, max_seconds: float | None) -> tuple[list[MonoCut], list[Fault]]:
-    cuts, faults, named = [], [], set()
-    for line in filter(None, map(str.strip, transcript.read_text(encoding="utf-8", errors="replace").splitlines())):
-        id, _, text = line.partition(" ")
-        text = text.strip()
-        named.add(id)
-        path = transcript.parent / f"{id}.flac"
-        try:
-            check_text(text)
-            num_samples = check_audio(path)
-            if max_seconds is not None:
-                check_duration(num_samples / SAMPLE_RATE, 0.0, max_seconds)
-        except FaultyUtterance as error:
-            faults.append(Fault(part, id, error.fault, error.detail))
-            continue
-        cuts.append(make_cut(id, path.resolve(), num_samples, text, id.split("-")[0]))
-    for path in sorted(transcript.parent.glob("*.flac")):
-        if path.stem not in named:
-            faults.append(Fault(part, path.stem, "no transcript", f"{path} is not in {transcript.name}"))
-    return cuts, faults
 
 
 def _find_corpus(corpus: Path, parts: str) -> Path:
@@ -192,10 +185,7 @@ def prepare_librispeech(
         stages.run(part, settings, partial(read_part, part), made, independent=True)
     settings = {"train": selection.train, "valid": valid, "test": test, "num_valid": num_valid, "seed": seed}
     stages.run("manifests", settings, join, [cuts_file("train"), cuts_file("valid"), cuts_file("test"), "left_out.tsv"])
-    settings = {"type": "bpe", "size": vocab_size}
-    stages.run("tokenizer", settings, lambda: write_tokenizer(out_dir, vocab_size, "bpe"), ["tokenizer.model"])
-    stages.run("stats", {}, lambda: write_stats(out_dir), ["stats.npz"])
-    stages.write_checksums()
+    finish(stages, {"type": "bpe", "size": vocab_size}, lambda: write_tokenizer(out_dir, vocab_size, "bpe"))
     if shar is not None:
         for name in ("train", *dict.fromkeys(["valid", *valid, *test])):
             write_shar(out_dir / cuts_file(name), Path(shar) / name, jobs=jobs)

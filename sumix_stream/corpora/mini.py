@@ -6,7 +6,6 @@ no sentence of theirs is in train.
 """
 
 import multiprocessing
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from sumix_stream.corpora.librispeech import read_librispeech_part
 from sumix_stream.corpora.preparation import (
     SAMPLE_RATE,
     empty_folder,
+    finish,
     shuffled,
     write_cuts,
     write_flac,
-    write_stats,
     write_tokenizer,
 )
-from sumix_stream.corpora.stages import Stages
+from sumix_stream.corpora.stages import Stages, default_jobs
 
 # <name> is a rule, [...] is optional, | separates alternatives; a rule's alternatives are equally likely.
 GRAMMAR = {
@@ -202,7 +201,7 @@ def prepare_mini(
                 work = partial(_read_chapter, part_dir=corpus / part, seed=seed)
                 # A fresh process for each speaker: eSpeak's state carries over, and the corpus must not depend on
                 # which process read what. Forked, because importing this package takes longer than the reading.
-                with multiprocessing.get_context("fork").Pool(num_jobs or os.cpu_count(), maxtasksperchild=1) as pool:
+                with multiprocessing.get_context("fork").Pool(num_jobs or default_jobs(), maxtasksperchild=1) as pool:
                     for done in pool.imap_unordered(work, jobs, chunksize=1):
                         progress.update(done)
 
@@ -212,8 +211,6 @@ def prepare_mini(
             write_cuts(shuffled(cuts, seed), out_dir / f"cuts_{part}.jsonl.gz")
 
     stages.run("synthesis", {**numbers, "seed": seed}, synthesise)
-    stages.run("manifests", {"seed": seed}, write_manifests)
-    stages.run(
-        "tokenizer", {"type": tokenizer, "size": vocab_size}, lambda: write_tokenizer(out_dir, vocab_size, tokenizer)
-    )
-    stages.run("stats", {}, lambda: write_stats(out_dir))
+    stages.run("manifests", {"seed": seed}, write_manifests, [f"cuts_{part}.jsonl.gz" for part in numbers])
+    settings = {"type": tokenizer, "size": vocab_size}
+    finish(stages, settings, lambda: write_tokenizer(out_dir, vocab_size, tokenizer))

@@ -5,21 +5,24 @@ A prepared folder holds `cuts_{train,valid,test}.jsonl.gz` (Lhotse cuts), `token
 
 import gzip
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from tqdm.auto import tqdm
 
-from sumix_stream.audio import read_audio
+from sumix_stream.corpora.stages import Stages
+from sumix_stream.data.manifests import UtteranceError, load_cuts, load_samples
 from sumix_stream.features import NUM_BINS, whole_fbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import train_tokenizer
 
 SAMPLE_RATE = Timebase().sample_rate
+log = logging.getLogger(__name__)
 
 
 def empty_folder(path: Path) -> Path:
@@ -38,17 +41,47 @@ def write_flac(path: Path, samples: np.ndarray) -> int:
     return len(samples)
 
 
-def make_cut(id: str, path: Path, num_samples: int, text: str, speaker: str, language: str = "English") -> MonoCut:
-    """A cut that is the whole of one 16 kHz mono file, with one transcript."""
-    duration = num_samples / SAMPLE_RATE
-    source = AudioSource(type="file", channels=[0], source=str(path))
+def make_cut(
+    id: str,
+    path: Path | str,
+    num_samples: int,
+    text: str,
+    speaker: str | None,
+    language: str | None = "English",
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    num_channels: int = 1,
+    channel: int | None = None,
+) -> MonoCut | MultiCut:
+    """A cut that is the whole of one file, with one transcript.
+
+    Args:
+        channel: of a file that has several, the one to use, from 0; None: their average.
+    """
+    duration = num_samples / sample_rate
+    channels = list(range(num_channels))
     recording = Recording(
-        id=id, sources=[source], sampling_rate=SAMPLE_RATE, num_samples=num_samples, duration=duration
+        id=id,
+        sources=[AudioSource(type="file", channels=channels, source=str(path))],
+        sampling_rate=sample_rate,
+        num_samples=num_samples,
+        duration=duration,
+        channel_ids=channels,
     )
+    averaged = num_channels > 1 and channel is None
+    used = channels if averaged else channel or 0
     supervision = SupervisionSegment(
-        id=id, recording_id=id, start=0.0, duration=duration, text=text, language=language, speaker=speaker
+        id=id,
+        recording_id=id,
+        start=0.0,
+        duration=duration,
+        channel=used,
+        text=text,
+        language=language,
+        speaker=speaker,
     )
-    return MonoCut(id=id, start=0.0, duration=duration, channel=0, recording=recording, supervisions=[supervision])
+    kind = MultiCut if averaged else MonoCut
+    return kind(id=id, start=0.0, duration=duration, channel=used, recording=recording, supervisions=[supervision])
 
 
 def write_cuts(cuts: Iterable[MonoCut], path: Path) -> float:
@@ -103,10 +136,13 @@ def join_manifests(paths: Sequence[Path], path: Path, *, seed: int | None = None
 
 
 def cut_texts(path: Path) -> Iterator[str]:
-    """The transcripts of a manifest, read without building the cuts."""
+    """The transcripts of a manifest, read without building the cuts; supervisions without text are passed over."""
     for line in read_lines(path):
-        for supervision in json.loads(line)["supervisions"]:
-            yield supervision["text"]
+        cut = json.loads(line)
+        for track in cut.get("tracks") or [{"cut": cut}]:
+            for supervision in track["cut"].get("supervisions") or ():
+                if (text := supervision.get("text")) is not None:
+                    yield str(text)
 
 
 def shuffled(cuts: Iterable[MonoCut], seed: int) -> list[MonoCut]:
@@ -121,12 +157,24 @@ def write_tokenizer(out_dir: Path, vocab_size: int, model_type: str) -> None:
 
 
 def write_stats(out_dir: Path, max_seconds: float = 3600.0) -> None:
-    """Write `stats.npz`: mean and std (80,) of the log-mel frames of the first `max_seconds` of the training cuts."""
+    """Write `stats.npz`: mean and std (80,) of the log-mel frames of the first `max_seconds` of the training cuts.
+
+    Of what training hears of each cut: its own stretch of a recording, its channel, resampled to 16 kHz. Cuts that
+    cannot be read are named in the log and left out.
+
+    Raises:
+        ValueError: none can be read.
+    """
     total, squares, num_frames, seconds = np.zeros(NUM_BINS), np.zeros(NUM_BINS), 0, 0.0
-    cuts = CutSet.from_jsonl_lazy(out_dir / "cuts_train.jsonl.gz")
+    cuts = load_cuts(out_dir / "cuts_train.jsonl.gz")
     with tqdm(desc="feature statistics", unit="s", unit_scale=True, total=max_seconds, disable=None) as progress:
         for cut in cuts:
-            feats = whole_fbank(read_audio(cut.recording.sources[0].source)[0]).astype(np.float64)
+            try:
+                samples = load_samples(cut)
+            except UtteranceError as error:
+                log.warning("left out of the feature statistics: %s", error)
+                continue
+            feats = whole_fbank(samples).astype(np.float64)
             total += feats.sum(0)
             squares += np.square(feats).sum(0)
             num_frames += len(feats)
@@ -134,9 +182,22 @@ def write_stats(out_dir: Path, max_seconds: float = 3600.0) -> None:
             seconds += cut.duration
             if seconds >= max_seconds:
                 break
+    if not num_frames:
+        raise ValueError(f"{out_dir / 'cuts_train.jsonl.gz'}: no audio in it can be read; see the log for each reason")
     mean = total / num_frames
     std = np.sqrt(np.maximum(squares / num_frames - mean**2, 1e-8))
     np.savez(out_dir / "stats.npz", mean=mean.astype(np.float32), std=std.astype(np.float32))
+
+
+def finish(stages: Stages, settings: Mapping[str, object], make_tokenizer: Callable[[], object]) -> None:
+    """The last steps of every preparation: `tokenizer.model`, `stats.npz` and the checksums of all that was made.
+
+    Args:
+        settings: what the tokenizer depends on beside the training manifest.
+    """
+    stages.run("tokenizer", settings, make_tokenizer, ["tokenizer.model"])
+    stages.run("stats", {}, lambda: write_stats(stages.out_dir), ["stats.npz"])
+    stages.write_checksums()
 
 
 def read_stats(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

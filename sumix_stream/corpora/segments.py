@@ -27,6 +27,7 @@ class Segment(NamedTuple):
 
     id: str
     spans: tuple[tuple[float, float], ...]
+    channel: int | None = None  # from 0; None: the average of all
 
 
 class Piece(NamedTuple):
@@ -62,7 +63,8 @@ def cut_recording(path: Path, segments: Sequence[Segment], folder: Path, record:
 
 def _key(path: Path, segments: Sequence[Segment]) -> str:
     size = path.stat().st_size if path.is_file() else None
-    return hashlib.sha256(json.dumps([path.name, size, segments]).encode()).hexdigest()
+    wanted = [segment if segment.channel is not None else segment[:2] for segment in segments]
+    return hashlib.sha256(json.dumps([path.name, size, wanted]).encode()).hexdigest()
 
 
 def _read_record(record: Path, key: str, folder: Path) -> CutRecording | None:
@@ -88,7 +90,7 @@ def _cut(path: Path, segments: Sequence[Segment], folder: Path) -> CutRecording:
     try:
         with soundfile.SoundFile(path) as file:
             seconds = file.frames / file.samplerate
-            impossible = {segment.id: _impossible(segment, seconds) for segment in segments}
+            impossible = {segment.id: _impossible(segment, seconds, file.channels) for segment in segments}
             wanted = [segment for segment in segments if impossible[segment.id] is None]
             done, num_lost = _write_pieces(file, wanted, folder)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
@@ -102,8 +104,10 @@ def _cut(path: Path, segments: Sequence[Segment], folder: Path) -> CutRecording:
     return CutRecording(done.pieces, done.faults | bad_times)
 
 
-def _impossible(segment: Segment, seconds: float) -> str | None:
-    """Why a segment cannot lie in a recording of so many seconds."""
+def _impossible(segment: Segment, seconds: float, num_channels: int) -> str | None:
+    """Why a segment cannot lie in a recording of so many seconds and channels."""
+    if segment.channel is not None and segment.channel >= num_channels:
+        return f"channel {segment.channel} of a recording that has {num_channels} (the first is 0)"
     edges = [edge for span in segment.spans for edge in span]
     ordered = edges == sorted(edges) and all(a < b for a, b in segment.spans)
     if not edges or not np.isfinite(edges).all() or edges[0] < 0 or not ordered:
@@ -139,13 +143,15 @@ def _write_pieces(file: soundfile.SoundFile, segments: Sequence[Segment], folder
     waiting = [(segment, []) for segment in segments]
     block = np.empty((round(BLOCK_SECONDS * rate), file.channels), np.float32)
     while num_read := _read(file, block):
-        samples, end = block[:num_read].mean(axis=1), start + num_read
+        samples, end = {None: block[:num_read].mean(axis=1)}, start + num_read
+        for channel in range(file.channels) if any(s.channel is not None for s, _ in waiting) else ():
+            samples[channel] = block[:num_read, channel].copy()
         later = []
         for segment, parts in waiting:
             for a, b in segment.spans:
                 low, high = max(round(a * rate), start), min(round(b * rate), end)
                 if low < high:
-                    parts.append(samples[low - start : high - start])
+                    parts.append(samples[segment.channel][low - start : high - start])
             if min(round(segment.spans[-1][1] * rate), file.frames) > end:
                 later.append((segment, parts))
                 continue

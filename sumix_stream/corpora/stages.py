@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +14,7 @@ from tqdm.auto import tqdm
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 CHECKSUMS = "SHA256SUMS"
+AHEAD = 4  # pieces of work that wait for each process, or whose results wait for their turn
 
 
 class Stages:
@@ -34,14 +38,14 @@ class Stages:
         name: str,
         settings: Mapping[str, object],
         action: Callable[[], object],
-        makes: Sequence[str] = (),
+        makes: Sequence[str] | Callable[[], Sequence[str]] = (),
         *,
         independent: bool = False,
     ) -> bool:
         """Do `action` unless it was completed with these settings before; True when it was done now.
 
         Args:
-            makes: files that it writes, relative to `out_dir`.
+            makes: files that it writes, relative to `out_dir`; a function where that is known afterwards only.
             independent: it uses nothing that earlier steps made, so that it need not follow them.
         """
         marker = self.out_dir / f".{name}.completed"
@@ -49,13 +53,14 @@ class Stages:
         if not independent:
             wanted["after"] = self._history.hexdigest()
         fresh = independent or not self._stale
-        made = self._verified(marker, wanted, makes) if fresh else None
+        list_made = makes if callable(makes) else lambda: makes
+        made = self._verified(marker, wanted, list_made()) if fresh else None
         done = made is None
         if done:
             self._stale = True
             marker.unlink(missing_ok=True)
             action()
-            made = {file: sha256(self.out_dir / file) for file in makes}
+            made = {file: sha256(self.out_dir / file) for file in list_made()}
             replace_text(marker, json.dumps({**wanted, "sha256": made}, sort_keys=True, indent=1))
         else:
             print(f"{name}: already done")
@@ -117,3 +122,44 @@ def parallel(
         yield from tqdm(pool.map(work, items), desc=desc, unit=unit, total=len(items), disable=None)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def default_jobs() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_processes(work: Callable[[Item], Result], items: Iterable[Item], jobs: int | None) -> Iterator[Result]:
+    """`work` of each item, in order, in `jobs` processes (None: one for each core); with one job in this process.
+
+    Items are taken as they are needed, so that memory does not grow with their number. An error or Ctrl-C leaves the
+    rest undone.
+    """
+    jobs = default_jobs() if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if jobs == 1:
+        yield from map(work, items)
+        return
+    # Forked where that is possible: importing the package takes seconds in each process otherwise.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context(method), initializer=_one_thread)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= AHEAD * jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work
+    torch.set_num_threads(1)

@@ -8,7 +8,6 @@ import ast
 import csv
 import gzip
 import json
-import re
 import tarfile
 import unicodedata
 from collections import defaultdict
@@ -36,20 +35,20 @@ from sumix_stream.corpora.faults import (
 from sumix_stream.corpora.preparation import (
     SAMPLE_RATE,
     cut_texts,
+    finish,
     join_manifests,
     make_cut,
     read_lines,
     write_cuts,
-    write_stats,
 )
 from sumix_stream.corpora.segments import CutRecording, Segment, cut_recording
 from sumix_stream.corpora.shar import write_shar
 from sumix_stream.corpora.stages import Stages, parallel, sha256
+from sumix_stream.corpora.text import remove_punctuation
 from sumix_stream.tokenizer import train_tokenizer
 
 PARTS = {"train": "train", "dev": "valid", "test": "test"}  # the corpus's word -> ours
 COLUMNS = {"session_id", "start_time", "end_time", "speaker_id", "split", "normed_text"}
-APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´"), "'")
 
 
 class Limits(NamedTuple):
@@ -79,9 +78,7 @@ def normalise_text(text: str) -> str:
 
     Apostrophes and other signs between letters: the apostrophe stays (l'homme), everything else becomes a space.
     """
-    text = unicodedata.normalize("NFC", text).translate(APOSTROPHES).lower()
-    text = "".join(c if c.isalnum() or c in "'\ufffd" or unicodedata.combining(c) else " " for c in text)
-    return " ".join(re.sub(r"(?<!\w)'+|'+(?!\w)", " ", text).split())
+    return remove_punctuation(unicodedata.normalize("NFC", text).lower())
 
 
 def read_annotations(path: Path, language: str, segments: str = "times") -> list[Annotation]:
@@ -248,14 +245,11 @@ def prepare_voxpopuli(
     joined = [f"cuts_{part}.jsonl.gz" for part in PARTS.values()]
     stages.run("manifests", {"num_valid": num_valid, "seed": seed}, join, [*joined, "left_out.tsv"])
     train, model = out_dir / joined[0], out_dir / "tokenizer.model"
-    stages.run(
-        "tokenizer",
+    finish(
+        stages,
         {"type": tokenizer, "size": vocab_size, "seed": seed},
         lambda: train_tokenizer(balanced_texts(train, seed), model, vocab_size, tokenizer),
-        [model.name],
     )
-    stages.run("stats", {}, lambda: write_stats(out_dir), ["stats.npz"])
-    stages.write_checksums()
     if shar is not None:
         for name in joined:
             write_shar(out_dir / name, Path(shar) / name.split(".")[0].removeprefix("cuts_"), jobs=jobs)

@@ -26,7 +26,7 @@ nav{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.9rem;margin:.5em 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:12px}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:10px;min-width:0}
 figcaption{font-weight:600;font-size:.92rem}figcaption small{font-weight:400}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font:10px system-ui,sans-serif}
+svg{display:block;width:100%;height:auto}.bar{fill:var(--s0)}svg text{fill:var(--soft);font:10px system-ui,sans-serif}
 .grid{stroke:var(--rule);stroke-width:1;fill:none}.line{fill:none;stroke-width:1.6;stroke-linejoin:round}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 12px;margin:6px 0 0;padding:0;font-size:.8rem}
 .legend b{font-variant-numeric:tabular-nums;font-weight:600}

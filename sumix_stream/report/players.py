@@ -28,7 +28,7 @@ def audio_of(manifests: Sequence[str], ids: Collection[str]) -> dict[str, str]:
             if cut.id in wanted:
                 wanted.remove(cut.id)
                 try:
-                    found[cut.id] = _data_uri(load_samples(cut))
+                    found[cut.id] = data_uri(load_samples(cut))
                 except UtteranceError as error:
                     log.info("the page of the run lacks some audio: %s", error)
                 if not wanted:
@@ -38,7 +38,8 @@ def audio_of(manifests: Sequence[str], ids: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _data_uri(samples: np.ndarray) -> str:
+def data_uri(samples: np.ndarray) -> str:
+    """Samples (S,) at 16 kHz as FLAC, at most LONGEST seconds of them."""
     with io.BytesIO() as file:
         soundfile.write(file, samples[: round(LONGEST * SAMPLE_RATE)], SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         return "data:audio/flac;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,13 +1,10 @@
 """What is wrong with an utterance, and how it is reported."""
 
 import pytest
-import soundfile
-from trees import tone
 
 from sumix_stream.corpora.faults import (
     Fault,
     FaultyUtterance,
-    check_audio,
     check_duration,
     check_speaking_rate,
     check_text,
@@ -39,29 +36,6 @@ def test_other_scripts(text, letters):
     assert fault_of(check_text, text) == ("non-Latin transcript", letters)
 
 
-@pytest.mark.parametrize("kind", ["missing", "not audio", "truncated", "damaged", "empty", "rate"])
-def test_bad_audio(tmp_path, kind):
-    path = tmp_path / "a.flac"
-    soundfile.write(path, tone(0 if kind == "empty" else 2), 8_000 if kind == "rate" else 16_000)
-    data = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "not audio":
-        path.write_text("hello")
-    elif kind == "truncated":
-        path.write_bytes(data[:-100])
-    elif kind == "damaged":
-        path.write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
-    expected = {"missing": "missing audio", "rate": "other sample rate"}.get(kind, "unreadable audio")
-    fault, detail = fault_of(check_audio, path)
-    assert fault == expected and str(path) in detail
-
-
-def test_good_audio(tmp_path):
-    soundfile.write(tmp_path / "a.flac", tone(1.5), 16_000)
-    assert check_audio(tmp_path / "a.flac") == 24_000
-
-
 def test_durations():
     check_duration(1.0, 1.0, 1.0)
     assert fault_of(check_duration, 0.99, 1.0, 2.0) == ("too short", "0.99 s is outside 1 to 2 s")
@@ -78,7 +52,7 @@ def test_report_is_sorted_and_read_back(tmp_path, capsys):
     faults = [
         Fault("train", "b", "too long", "tabs\tand\nlines\r survive"),
         Fault("train", "a", "too long", 'so do "quotes"'),
-        Fault("dev", "c", "too short", "0.1 s", kept=True),
+        Fault("dev", "c", "too short", "0.1 s", kept=True, file="list.tsv", line=3),
     ]
     write_report(tmp_path / "report.tsv", faults)
     assert read_report(tmp_path / "report.tsv") == sorted(faults)
@@ -98,6 +72,6 @@ def test_the_log_names_the_first_and_counts_the_rest(caplog):
 
 def test_a_report_of_nothing_is_a_header(tmp_path):
     write_report(tmp_path / "report.tsv", [])
-    assert (tmp_path / "report.tsv").read_text() == "part\tid\taction\tfault\tdetail\n"
+    assert (tmp_path / "report.tsv").read_text() == "file\tline\tfault\tdetail\taction\tid\tpart\n"
     assert read_report(tmp_path / "report.tsv") == []
     assert list(tmp_path.iterdir()) == [tmp_path / "report.tsv"]

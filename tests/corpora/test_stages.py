@@ -5,7 +5,7 @@ from time import sleep
 
 import pytest
 
-from sumix_stream.corpora.stages import CHECKSUMS, Stages, parallel
+from sumix_stream.corpora.stages import AHEAD, CHECKSUMS, Stages, in_processes, parallel
 
 
 class Preparation:
@@ -107,3 +107,28 @@ def test_parallel_keeps_the_order_and_stops_at_an_error():
 def test_parallel_needs_a_job():
     with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"):
         list(parallel(str, [1], 0, "work", "number"))
+
+
+def square(n):
+    if n == 1000:
+        raise OSError("disk full")
+    return n * n
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_processes_keep_the_order_and_take_items_as_they_are_needed(jobs):
+    taken = []
+
+    def numbers(count):
+        for n in range(count):
+            taken.append(n)
+            yield n
+
+    results = in_processes(square, numbers(60), jobs)
+    for n, result in enumerate(results):
+        assert result == n * n and len(taken) <= n + 1 + AHEAD * jobs
+    assert len(taken) == 60
+    with pytest.raises(OSError, match="disk full"):
+        list(in_processes(square, [1, 1000, 2], jobs))
+    with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"):
+        list(in_processes(square, [1], 0))

@@ -1,0 +1,79 @@
+"""How long a recipe's training will take on this machine: some steps are made and timed, and thrown away."""
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sumix_stream.config import RecipeConfig
+from sumix_stream.context import ChunkContext
+from sumix_stream.corpora.preparation import read_stats
+from sumix_stream.data import TrainLoader, load_cuts
+from sumix_stream.tasks.base import make_task
+from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.train.optim import make_optimizer
+from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.step import batch_inputs
+
+TIMED = 2  # batches, after one that is not
+_CONTEXT = ChunkContext(16, 4)
+
+
+class Estimate(NamedTuple):
+    """Of a run on one process."""
+
+    steps: int
+    step_seconds: float  # of computing
+    device: str
+
+    def __str__(self) -> str:
+        total = self.steps * self.step_seconds
+        return (
+            f"{self.steps} steps of {self.step_seconds:.2f} s on this machine ({self.device}), as busy as it is now: "
+            f"about {spoken(total)}, validation not counted"
+        )
+
+
+def spoken(seconds: float) -> str:
+    """A long time as people say it: `40 minutes`, `7.5 hours`, `3.2 days`."""
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 20 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def estimate(recipe: RecipeConfig) -> Estimate:
+    """Time of a step with the recipe's own batches. A tenth more or less is chance; nothing is written but the index.
+
+    Raises:
+        ValueError: nothing can be trained on.
+        RuntimeError: a step fails, as for want of memory.
+    """
+    config = recipe.train
+    tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    task = make_task(recipe.task)
+    model = task.build(recipe.model, tokenizer.vocab_size, config.seed)
+    weights = task.weights(config.max_steps, recipe.loss)
+    model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
+    device = make_fabric(config).device
+    model.to(device).train()
+    optimizer = make_optimizer(model, config)
+    loader = TrainLoader(recipe.data, load_cuts(recipe.data.train_cuts), tokenizer, model.timebase, seed=config.seed)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
+    times = []
+    began = time.perf_counter()
+    for batch in islice(loader.epoch_batches(0), TIMED + 1):
+        with bf16:
+            loss = model(*batch_inputs(batch.to(device)), _CONTEXT, weights, recipe.loss).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    timed = times[1:] or times  # the first compiles
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return Estimate(config.max_steps, config.accumulate * sum(timed) / len(timed), name)
