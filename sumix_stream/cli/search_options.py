@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
+ALLOW_COMMANDS = "run the commands and fetch the URLs that a manifest names as audio: only for manifests you trust"
 PRECISION = "of the encoder's products; bf16 is quicker and needs a CPU with AVX512_BF16 or AMX; default fp32"
 
 
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lm-scale", default=0.3, type=float, help="weight of its log-probabilities; default 0.3")
     add("--hotwords", type=Path, help="phrases to listen for, with --beam: one a line, `NEW YORK :2.0` with its score")
     add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
+
+
+def allow_commands(args: argparse.Namespace) -> None:
+    """Let manifests run commands where --allow-commands says so."""
+    if args.allow_commands:
+        from sumix_stream.data.manifests import allow_commands
+
+        allow_commands()
 
 
 def report_suffix(args: argparse.Namespace) -> str:
