@@ -99,6 +99,20 @@ class Tokenizer:
         """The whole model, as its file holds it."""
         return self._processor.serialized_model_proto()
 
+    def difference(self, other: "Tokenizer") -> str | None:
+        """In words, what would give a text other ids than `other` does; None = nothing."""
+        if self.vocab_size != other.vocab_size:
+            return f"it has {self.vocab_size} pieces, not {other.vocab_size}"
+        moved = [i for i, pair in enumerate(zip(self._pieces, other._pieces, strict=True)) if pair[0] != pair[1]]
+        if moved:
+            first = moved[0]
+            was, now = other._pieces[first], self._pieces[first]
+            return (
+                f"{len(moved)} of {self.vocab_size} ids stand for other pieces, the first {first}: {was!r}, now {now!r}"
+            )
+        scores = [[t._processor.get_score(i) for i in range(t.vocab_size)] for t in (self, other)]
+        return None if scores[0] == scores[1] else "its pieces have other scores, so that words are cut differently"
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, blank and unknown included."""
