@@ -1,5 +1,6 @@
 """LibriSpeech in its own layout: which parts are used, what is left out, what is done again."""
 
+import hashlib
 import logging
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 from lhotse.recipes import librispeech as lhotse_librispeech
 from trees import tone, write_librispeech
 
+from sumix_stream.corpora import librispeech
 from sumix_stream.corpora.faults import read_report
 from sumix_stream.corpora.librispeech import SELECTIONS, prepare_librispeech, read_librispeech_part
 from sumix_stream.data import load_cuts
@@ -137,6 +139,7 @@ def test_download_asks_lhotse_for_the_parts_and_says_what_to_do_without_a_networ
             write_librispeech(folder / "LibriSpeech", part, [str(i + 10)], 4)
         return folder / "LibriSpeech"
 
+    monkeypatch.setattr(librispeech, "SHA256", {})
     monkeypatch.setattr("lhotse.recipes.download_librispeech", download)
     prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
     assert asked == ["train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other"]
@@ -149,6 +152,36 @@ def test_download_asks_lhotse_for_the_parts_and_says_what_to_do_without_a_networ
     monkeypatch.setattr("lhotse.recipes.download_librispeech", no_network)
     with pytest.raises(ValueError, match=r"train-clean-5.*no route to host.*--corpus"):
         prepare_librispeech(tmp_path / "other", parts="mini")
+
+
+def test_a_download_that_is_not_the_published_one_is_not_unpacked(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, filename):
+        asked.append(url)
+        filename.write_bytes(b"not LibriSpeech")
+
+    def unpack(*arguments, **options):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(librispeech, "resumable_download", download)
+    monkeypatch.setattr("lhotse.recipes.download_librispeech", unpack)
+    with pytest.raises(ValueError, match=r"train-clean-100\.tar\.gz: its SHA-256 is .*not the published d4ddd1d5a6ab"):
+        prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
+    assert not list((tmp_path / "corpus").iterdir())  # nor kept
+    assert asked and all(url.startswith("https://") for url in asked)
+    sums = dict.fromkeys(librispeech.SHA256, hashlib.sha256(b"not LibriSpeech").hexdigest())
+    monkeypatch.setattr(librispeech, "SHA256", sums)
+    with pytest.raises(AssertionError, match="unpacked"):
+        prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
+
+
+def test_ids_that_lead_elsewhere_are_refused(tmp_path):
+    write_librispeech(tmp_path, "train-clean-5", ["10"], 2)
+    transcript = tmp_path / "train-clean-5" / "10" / "7" / "10-7.trans.txt"
+    transcript.write_text(transcript.read_text() + "../../../secret ALPHA\n")
+    with pytest.raises(ValueError, match=r"10-7\.trans\.txt: '\.\./\.\./\.\./secret' is no plain name"):
+        prepare_librispeech(tmp_path / "data", corpus=tmp_path, vocab_size=20)
 
 
 def test_arguments_are_checked(tmp_path):
