@@ -166,7 +166,7 @@ def test_a_download_that_is_not_the_published_one_is_not_unpacked(tmp_path, monk
 
     monkeypatch.setattr(librispeech, "resumable_download", download)
     monkeypatch.setattr("lhotse.recipes.download_librispeech", unpack)
-    with pytest.raises(ValueError, match=r"train-clean-100\.tar\.gz: its SHA-256 is .*not the published d4ddd1d5a6ab"):
+    with pytest.raises(ValueError, match=r"dev-clean\.tar\.gz: its SHA-256 is .*not the published 76f87d090650"):
         prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
     assert not list((tmp_path / "corpus").iterdir())  # nor kept
     assert asked and all(url.startswith("https://") for url in asked)
@@ -178,6 +178,7 @@ def test_a_download_that_is_not_the_published_one_is_not_unpacked(tmp_path, monk
 
 def test_ids_that_lead_elsewhere_are_refused(tmp_path):
     write_librispeech(tmp_path, "train-clean-5", ["10"], 2)
+    write_librispeech(tmp_path, "dev-clean-2", ["40"], 2)
     transcript = tmp_path / "train-clean-5" / "10" / "7" / "10-7.trans.txt"
     transcript.write_text(transcript.read_text() + "../../../secret ALPHA\n")
     with pytest.raises(ValueError, match=r"10-7\.trans\.txt: '\.\./\.\./\.\./secret' is no plain name"):
