@@ -35,6 +35,17 @@ def fault(path: Path) -> str | None:
     return None if _digest(path) == sums[path.name] else f"its SHA-256 is not that in {SUMS}"
 
 
+def require_sum(path: Path, expected: str) -> None:
+    """Raises ValueError, and removes the file, where a download is not what its publisher gave away."""
+    found = _digest(path)
+    if found != expected:
+        path.unlink()
+        raise ValueError(
+            f"{path}: its SHA-256 is {found}, not the published {expected}: it was damaged or changed on its way and "
+            "has been removed; download it again"
+        )
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,6 @@
 import logging
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sumix_stream import audio
 from sumix_stream.audio import AudioError, StreamResampler, check_rate, check_samples, read_audio, resample
 
 RATES = (4_000, 8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000, 192_000)
@@ -108,6 +111,128 @@ def test_a_wav_of_unknown_length_is_read(tmp_path):
     assert len(read_audio(path)[0]) == 1_000
 
 
+def with_total(path, total, md5=True):
+    """The header of a FLAC changed to announce so many samples; 0 = unknown, as encoders to pipes leave it."""
+    data = bytearray(path.read_bytes())
+    data[21] = data[21] & 0xF0 | total >> 32
+    data[22:26] = (total & 0xFFFFFFFF).to_bytes(4, "big")
+    if not md5:
+        data[26:42] = bytes(16)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("num_samples", [1, 5_000, (1 << 20) + 17])
+def test_a_flac_of_unknown_length_is_read(tmp_path, num_samples):
+    samples = noise(num_samples)
+    path = write(tmp_path / "a.flac", samples)
+    found, rate = read_audio(with_total(path, 0, md5=False))
+    assert rate == 16_000
+    np.testing.assert_allclose(found, samples, rtol=0, atol=3.1e-5)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "ULAW", "ALAW", "IMA_ADPCM"])
+def test_telephone_codecs(tmp_path, subtype):
+    samples = (0.3 * np.sin(np.arange(16_000) * 0.2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 8_000, subtype=subtype)
+    found, rate = read_audio(tmp_path / "a.wav")
+    assert rate == 8_000
+    assert 16_000 <= len(found) < 16_600  # whole blocks
+    apart = found[1_000:15_000] - samples[1_000:15_000]
+    assert np.sqrt(np.mean(apart**2)) < 0.05
+
+
+@pytest.mark.parametrize("name", ["a.raw", "a.RAW", "a.pcm", "a.sln", "a.alaw"])
+def test_files_without_a_header_are_named_with_the_remedy(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes((noise(1_000) * 32767).astype("<i2").tobytes())
+    with pytest.raises(AudioError, match=r"sox -t raw -r 8000.* OLD NEW\.wav") as error:
+        read_audio(path)
+    assert str(error.value).startswith(f"{path}: cannot be decoded")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    write(tmp_path / "a.wav", noise(1_000), subtype="FLOAT")
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    try:
+        (tmp_path / "a.wav").rename(path)
+    except OSError:
+        pytest.skip("this file system wants names in UTF-8")
+    np.testing.assert_array_equal(read_audio(path)[0], noise(1_000))
+
+
+def test_a_header_that_announces_far_too_much_is_refused_at_once(tmp_path):
+    path = with_total(write(tmp_path / "a.flac", noise(16)), 60_000_000_000)
+    assert path.stat().st_size < 200
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=r"a\.flac: holds or announces 1,041\.7 hours"):
+        read_audio(path)
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(with_total(path, 50_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_silence_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, announced):
+    """Eight channels of zeros: kilobytes that hold hours. A limit for a quick test."""
+    monkeypatch.setattr(audio, "_SUSPICIOUS_SAMPLES", 100_000)
+    monkeypatch.setattr(audio, "_BLOCK", 10_000)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros((400_000, 8), np.int16), 48_000)
+    if not announced:
+        with_total(path, 0, md5=False)
+    with pytest.raises(AudioError, match=r"a\.flac: [\d,]+ bytes hold or announce 0\.0 hours"):
+        read_audio(path)
+    soundfile.write(path, np.round(noise(200_000) * 32767).astype(np.int16), 48_000)  # sound is none the worse for it
+    assert len(read_audio(path)[0]) == 200_000
+
+
+def test_more_than_fits_into_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_MAX_SAMPLES", 100_000)
+    monkeypatch.setattr(audio, "_BLOCK", 10_000)
+    path = write(tmp_path / "a.wav", noise(100_001))
+    with pytest.raises(AudioError, match="more than fit into memory"):
+        read_audio(path)
+    assert len(read_audio(write(path, noise(100_000)))[0]) == 100_000
+
+
+def test_channels_that_cancel_each_other_are_said(tmp_path, caplog):
+    path, samples = tmp_path / "a.wav", noise(5_000)
+    soundfile.write(path, np.stack([samples, -samples], 1), 16_000)
+    read_audio(path)
+    assert "2 channels cancel each other" in caplog.text
+    caplog.clear()
+    for other in (samples, noise(5_000, 1), np.zeros_like(samples)):
+        soundfile.write(path, np.stack([samples, other], 1), 16_000)
+        read_audio(path)
+    soundfile.write(path, np.zeros((5_000, 2)), 16_000)
+    read_audio(path)
+    assert "cancel" not in caplog.text
+
+
+def test_many_channels_and_blocks_give_the_plain_average(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK", 1_000)
+    channels = np.stack([noise(2_500, seed) for seed in range(6)], 1)
+    soundfile.write(tmp_path / "a.wav", channels, 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0], channels.mean(1))
+
+
+@pytest.mark.parametrize("rate", [16_000.0, np.float32(44_100), np.int64(8_000)])
+def test_whole_rates_of_any_number_type(rate):
+    assert check_rate(rate) == int(rate) and type(check_rate(rate)) is int
+    samples = noise(1_000)
+    np.testing.assert_array_equal(resample(samples, rate), resample(samples, int(rate)))
+
+
+def test_blocks_of_one_channel():
+    """As sounddevice gives them."""
+    samples = noise(1_000)
+    np.testing.assert_array_equal(check_samples(samples[:, None], 16_000), samples)
+    whole = (samples * 32767).astype(np.int16)
+    np.testing.assert_array_equal(check_samples(whole[:, None], 16_000), check_samples(whole, 16_000))
+
+
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 100, 5_000])
 def test_resampling_is_torchaudios(rate, num_samples):
@@ -186,7 +311,7 @@ def test_the_resampler_refuses_other_shapes_and_types(samples):
         StreamResampler(8_000).accept(samples)
 
 
-@pytest.mark.parametrize("rate", [0, -16_000, 3_999, 192_001, 16_000.0, "16000", True, None])
+@pytest.mark.parametrize("rate", [0, -16_000, 3_999, 192_001, 16_000.5, np.nan, np.inf, "16000", True, None])
 def test_impossible_rates_are_refused(rate):
     with pytest.raises(AudioError, match=r"integer in 4000\.\.192000 Hz, got"):
         check_rate(rate)

@@ -270,3 +270,36 @@ def test_what_is_written_is_read_back(tmp_path):
     dump_yaml(recipe, copy)
     assert load_recipe(copy) == recipe
     assert from_dict(RecipeConfig, yaml.safe_load(copy.read_text(encoding="utf-8"))) == recipe
+
+
+def alias_bomb(levels: int, width: int = 10) -> str:
+    lines = ["a0: &a0 [" + ", ".join(["lol"] * width) + "]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * width) + "]" for n in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        alias_bomb(9) + "train: *a8\n",
+        alias_bomb(9) + "data: {train_cuts: *a8}\n",
+        alias_bomb(30) + "train: {max_steps: *a29}\n",
+        "a: &a [*a]\ntrain: *a\n",
+        "train: " + "[" * 5_000,
+        "train: {exp_dir: [" + "x" * 5_000_000 + "]}\n",
+        "x" * 100_000 + ": 1\n",
+        "train: {max_steps: " + str(list(range(2_000))) + "}\n",
+    ],
+    ids="section list number itself deep long key many".split(),
+)
+def test_a_hostile_recipe_is_one_short_error(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: ") as error:
+        load_recipe(tmp_path / "a.yaml")
+    assert len(str(error.value)) < 2_000
+
+
+def test_plain_aliases_are_followed(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {train_cuts: &cuts [a.jsonl.gz], valid_cuts: *cuts}\n")
+    recipe = load_recipe(tmp_path / "a.yaml")
+    assert recipe.data.valid_cuts == recipe.data.train_cuts == (str(tmp_path / "a.jsonl.gz"),)

@@ -2,10 +2,19 @@ import pickle
 import random
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sumix_stream.tokenizer import MODEL_TYPES, Tokenizer, TokenizerError, train_tokenizer
+from sumix_stream.tokenizer import (
+    MODEL_TYPES,
+    PieceTokenizer,
+    Tokenizer,
+    TokenizerError,
+    clean_text,
+    name_characters,
+    train_tokenizer,
+)
 
 WORDS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE ZERO ELEVEN TWELVE THIRTEEN SIXTEEN TWENTY DON'T ÜBER".split()
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=6)) for i in range(200)]
@@ -130,3 +139,106 @@ def test_a_model_without_blank_is_refused(tmp_path):
     )
     with pytest.raises(TokenizerError, match=r"other\.model: piece 0 is not <blk>"):
         Tokenizer.load(prefix + ".model")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one\ttwo", "one two"),
+        ("one\u00a0two\u3000 three\n", "one two three"),
+        ("\ufeffone two", "one two"),
+        ("one\u200b two\u00ad\u200e", "one two"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("on\u200ce two", "one two"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+        ("\u0645\u06cc\u200c \u0645", "\u0645\u06cc \u0645"),
+        ("  Case, and PUNCTUATION.  ", "Case, and PUNCTUATION."),
+    ],
+    ids="tab no-break bom zero-width decomposed joiner persian stray-joiner rest".split(),
+)
+def test_cleaned_texts(text, expected):
+    assert clean_text(text) == expected
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char", "word"])
+def test_spaces_and_accents_of_any_kind_are_the_same_tokens(tmp_path, kind):
+    texts = ["caf\u00e9 noir one two"] * 5
+    tokenizer = train_tokenizer(texts, tmp_path / "a.model", 22, kind)
+    expected = tokenizer.encode("one caf\u00e9")
+    assert tokenizer.unk_id not in expected
+    for text in ("one\tcaf\u00e9", "one\u00a0cafe\u0301", "\ufeffone caf\u00e9\u200b"):
+        assert tokenizer.encode(text) == expected
+        assert tokenizer.unknown_characters(text) == set()
+    assert tokenizer.decode(expected) == "one caf\u00e9"
+    untidy = [f"\ufeff{text}".replace("\u00e9", "e\u0301").replace(" ", "\u3000") for text in texts]
+    again = train_tokenizer(untidy, tmp_path / "b.model", 22, kind)
+    assert [again.piece(i) for i in range(again.vocab_size)] == [
+        tokenizer.piece(i) for i in range(tokenizer.vocab_size)
+    ]
+
+
+def sentencepiece_model(path, texts, **options):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=300,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+        **options,
+    )
+    return Tokenizer.load(path)
+
+
+def test_a_tokenizer_of_decomposed_texts_stays_of_use(tmp_path):
+    path = tmp_path / "nfd.model"
+    tokenizer = sentencepiece_model(
+        path,
+        ["cafe\u0301 noir"] * 5,
+        model_type="char",
+        pad_id=0,
+        pad_piece="<blk>",
+        unk_id=1,
+        normalization_rule_name="identity",
+    )
+    for text in ("caf\u00e9", "cafe\u0301"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.unk_id not in ids
+        assert tokenizer.decode(ids) == "caf\u00e9"
+
+
+def test_invisible_characters_are_named():
+    assert name_characters({"\u0301", "a", "\u200d", "word"}) == (
+        "a word U+0301 (combining acute accent) U+200D (zero width joiner)"
+    )
+
+
+def test_a_text_that_spells_blank_does_not_become_it(tmp_path):
+    tokenizer = sentencepiece_model(
+        tmp_path / "a.model", ["A B C D E F"] * 9, user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2
+    )
+    ids = tokenizer.encode("A <blk> B")
+    assert 0 not in ids and tokenizer.unk_id in ids
+    assert tokenizer.unknown_characters("A <blk> B")
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "bytes.model"
+    options = {"byte_fallback": True, "model_type": "bpe", "pad_id": 0, "pad_piece": "<blk>", "unk_id": 1}
+    return sentencepiece_model(path, ["A B C D E F"] * 9, **options)
+
+
+def test_characters_of_bytes_appear_when_they_are_whole(byte_tokenizer):
+    """Partial results show no broken character, with the model and with its pieces alone."""
+    pieces = PieceTokenizer([byte_tokenizer.piece(i) for i in range(byte_tokenizer.vocab_size)])
+    text = "A \u723f B\U0001f3a4"
+    ids = byte_tokenizer.encode(text)
+    for tokenizer in (byte_tokenizer, pieces):
+        partial = [tokenizer.decode(ids[:n]) for n in range(len(ids) + 1)]
+        assert partial[-1] == text
+        assert all(text.startswith(part.rstrip()) for part in partial)
+    stray = byte_tokenizer.encode("\U0001f3a4")[1:3] + byte_tokenizer.encode("B")
+    assert pieces.decode(stray) == byte_tokenizer.decode(stray)
+    assert "\ufffd" in pieces.decode(stray)

@@ -21,6 +21,7 @@ def arguments() -> argparse.Namespace:
     add("--batch-size", default=16, type=int, help="utterances of --cuts decoded together; default 16")
     add("--times", action="store_true", help="print each word of the audio files with its time in seconds")
     add("--nbest", default=1, type=int, help="results printed for each audio file, at most --beam; default 1")
+    add("--allow-commands", action="store_true", help=search_options.ALLOW_COMMANDS)
     search_options.add_arguments(parser)
     args = parser.parse_args()
     if bool(args.audio) == bool(args.cuts):
@@ -29,6 +30,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    search_options.allow_commands(args)
     from sumix_stream.cli import decoding as commands
 
     recognizer = search_options.recognizer(args, args.checkpoint)

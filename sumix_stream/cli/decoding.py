@@ -162,19 +162,27 @@ def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
 
 
 def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], bool]) -> int:
-    """Call `one` with every file that can be read; name the others. Exit code: 0, 1 if any call said no, 2 if a file
-    was bad."""
-    code = 0
+    """Call `one` with every file; an error in one is named and stops no other. Exit code: 0, 1 if any call said no,
+    2 if a file failed."""
+    code, failed = 0, 0
+    command = Path(sys.argv[0]).name
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text in any encoding
     for path in paths:
         try:
-            samples, sample_rate = read_audio(path)
-        except ValueError as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-            code = BAD_INPUT
-            continue
-        if not one(path, samples, sample_rate):
-            code = max(code, 1)
-    return code
+            if not one(path, *read_audio(path)):
+                code = max(code, 1)
+        except BrokenPipeError:  # nobody reads what is printed
+            raise
+        except Exception as error:
+            known = isinstance(error, ValueError | OSError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            named = reason if reason.startswith(f"{path}: ") else f"{path}: {reason}"
+            print(f"{command}: {named}", file=sys.stderr)
+            failed += 1
+    if failed and len(paths) > 1:
+        print(f"{command}: {failed} of {len(paths)} files could not be recognised", file=sys.stderr)
+    return BAD_INPUT if failed else code
 
 
 def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:

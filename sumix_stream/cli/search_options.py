@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
+ALLOW_COMMANDS = "run the commands and fetch the URLs that a manifest names as audio: only for manifests you trust"
 PRECISION = "of the encoder's products; bf16 is quicker and needs a CPU with AVX512_BF16 or AMX; default fp32"
 
 
@@ -35,7 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lm", type=Path, help="language model over the model's tokens, with --beam: ARPA file or LSTM directory")
     add("--lm-scale", default=0.3, type=float, help="weight of its log-probabilities; default 0.3")
     add("--hotwords", type=Path, help="phrases to listen for, with --beam: one a line, `NEW YORK :2.0` with its score")
+    add(
+        "--skip-unknown",
+        action="store_true",
+        help="go on without hotwords that the model cannot write",
+    )
     add("--hotword-score", default=1.5, type=float, help="nats for each token of the other phrases; default 1.5")
+
+
+def allow_commands(args: argparse.Namespace) -> None:
+    """Let manifests run commands where --allow-commands says so."""
+    if args.allow_commands:
+        from sumix_stream.data.manifests import allow_commands
+
+        allow_commands()
 
 
 def report_suffix(args: argparse.Namespace) -> str:
@@ -53,7 +67,7 @@ def recognizer(args: argparse.Namespace, path: str) -> Recognizer:
 
 def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
     """The options that the arguments say; ValueError for those that do not go together."""
-    from sumix_stream.search.hotwords import Hotwords, parse_hotwords
+    from sumix_stream.search.hotwords import read_hotwords
     from sumix_stream.search.neural_lm import LstmLm
     from sumix_stream.search.ngram import NgramLm
     from sumix_stream.search.options import SearchOptions
@@ -68,8 +82,8 @@ def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 
     if args.lm is not None:
         chosen["lm"] = LstmLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
     if args.hotwords is not None:
-        phrases = parse_hotwords(args.hotwords.read_text(encoding="utf-8").splitlines(), str(args.hotwords))
-        chosen["hotwords"] = Hotwords.compile(phrases, tokenizer, args.hotword_score)
+        skip = {"skip_unknown": args.skip_unknown}
+        chosen["hotwords"] = read_hotwords(args.hotwords, tokenizer, args.hotword_score, **skip)
     return SearchOptions(**chosen)
 
 

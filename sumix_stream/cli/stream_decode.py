@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     add("--push", default="100ms", help="audio in a packet (100ms, 0.1s); default 100ms")
     add("--realtime", action="store_true", help="play audio files at the speed they were spoken")
     add("--check-exactness", action="store_true", help="compare streaming of the audio files with the masked forward")
+    add("--allow-commands", action="store_true", help=search_options.ALLOW_COMMANDS)
     search_options.add_arguments(parser)
     args = parser.parse_args()
     if bool(args.audio) == bool(args.cuts) or (args.long_form and not args.cuts):
@@ -35,6 +36,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    search_options.allow_commands(args)
     from sumix_stream.cli import decoding as commands
     from sumix_stream.timebase import parse_duration
 

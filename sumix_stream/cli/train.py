@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sumix_stream.cli import recipe_options, trainer
+from sumix_stream.cli import recipe_options, search_options, trainer
 
 
 def main() -> int:
@@ -18,7 +18,9 @@ def main() -> int:
     add(
         "--lr-find", action="store_true", help="instead: try learning rates from fresh weights, 150 steps, and name one"
     )
+    add("--allow-commands", action="store_true", help=search_options.ALLOW_COMMANDS)
     args, recipe = recipe_options.parse(parser, ("chunk_size", "left_context", "exp_dir"))
+    search_options.allow_commands(args)
 
     if args.report:
         from sumix_stream.report.report import write_report

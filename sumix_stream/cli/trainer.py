@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     """With the recipe's data, a fresh model, and a validation by the decoder if there is a set for it."""
     from sumix_stream.corpora.preparation import read_stats
-    from sumix_stream.data import TrainLoader, load_cuts, read_valid
+    from sumix_stream.data import TrainLoader, load_cuts
     from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
     from sumix_stream.tasks.base import make_task
     from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.division import batches_per_process
     from sumix_stream.train.precision import make_fabric
     from sumix_stream.train.two_views import with_masks_of_views
+    from sumix_stream.train.validation import Validator
 
     recipe = with_masks_of_views(recipe)
     config, data = recipe.train, recipe.data
@@ -41,11 +42,14 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     share = {"rank": rank, "world_size": world, "accumulate": batches_per_process(config, world)}
     loader = TrainLoader(data, train, tokenizer, model.timebase, seed=config.seed, **share)
 
-    def validate(model):
+    def decode(model, utterances):
         wer = masked_wer if config.valid_chunk_size == "full" else partial(streaming_wer, realtime=False)
-        return wer(model, tokenizer, read_valid(valid), config.valid_chunk_size, config.valid_left_context)
+        return wer(model, tokenizer, utterances, config.valid_chunk_size, config.valid_left_context)
 
-    return kind(recipe, model, tokenizer, loader, validate if data.valid_cuts else None, fabric, notes)
+    validate = Validator(valid, decode) if data.valid_cuts else None
+    if validate is not None:
+        validate.check()
+    return kind(recipe, model, tokenizer, loader, validate, fabric, notes)
 
 
 def _start_from(model: nn.Module, tokenizer: Tokenizer, source: str, exp_dir: Path) -> Taken:

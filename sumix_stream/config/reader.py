@@ -8,8 +8,10 @@ overlays a preset.
 
 import dataclasses
 import difflib
+import math
 import os
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +23,13 @@ import yaml
 from sumix_stream.config import PRESETS, ConfigError, ModelConfig, RecipeConfig, ValueNotAllowed
 
 Config = TypeVar("Config")
+_MOST_VALUES = 10_000  # of a file; a recipe has a hundred
+_MOST_CHARACTERS = 1 << 18
+_DEEPEST = 50  # brackets in brackets: PyYAML's time grows with their square
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxlevel = 3
 
 
 def from_dict(cls: type[Config], data: Mapping[str, Any] | None, section: str = "") -> Config:
@@ -32,7 +41,7 @@ def from_dict(cls: type[Config], data: Mapping[str, Any] | None, section: str = 
     """
     data = {} if data is None else data
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{section or 'the configuration'} must be a section of keys and values, got {data!r}")
+        raise ConfigError(f"{section or 'the configuration'} must be a section of keys and values, got {_short(data)}")
     if cls is ModelConfig:
         data = _overlay_preset(data, section)
     hints = typing.get_type_hints(cls)
@@ -44,7 +53,7 @@ def from_dict(cls: type[Config], data: Mapping[str, Any] | None, section: str = 
     try:
         return cls(**values)
     except ValueNotAllowed as error:
-        raise ConfigError(f"{_dotted(section, error.key)} must be {error.allowed}, got {error.value!r}") from None
+        raise ConfigError(f"{_dotted(section, error.key)} must be {error.allowed}, got {_short(error.value)}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -68,13 +77,15 @@ def dump_yaml(config: Any, path: str | os.PathLike) -> None:
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError naming the file, and the line where it is not YAML."""
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+        data = _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not YAML of a configuration: nested too deeply") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold sections of keys and values, got {type(data).__name__}")
     return data or {}
@@ -98,6 +109,41 @@ def load_recipe(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         typed = _resolve_paths(_tree(overrides), RecipeConfig, Path.cwd())
         recipe = from_dict(RecipeConfig, _merge(data, typed))
     return from_dict(RecipeConfig, _resolve_paths(to_dict(recipe), RecipeConfig, folder))
+
+
+def _load(text: str) -> Any:
+    """YAML of a bounded size: a few aliases of aliases stand for more values than any memory holds."""
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"{len(text):,} characters, more than a configuration can have")
+    if _depth(text) > _DEEPEST:
+        raise yaml.YAMLError("nested too deeply for a configuration")
+    if _num_values(yaml.compose(text, Loader=_StrictLoader), {}) > _MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant")
+    return yaml.load(text, Loader=_StrictLoader)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _num_values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Values of a node with what its aliases stand for; one that holds itself has no end."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        pairs = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in pairs)
+    return known[id(node)]
+
+
+def _short(value: Any) -> str:
+    """A value for a message, whatever its size."""
+    return _REPR.repr(value)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -125,7 +171,7 @@ def _unknown(key: Any, section: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(str(key), known, n=1)
     where = f" in {section}" if section else ""
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known)}"
-    return f"unknown key {key!r}{where}; {hint}"
+    return f"unknown key {_short(key)}{where}; {hint}"
 
 
 def _overlay_preset(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -135,7 +181,7 @@ def _overlay_preset(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     if name not in list(PRESETS):
         nearest = difflib.get_close_matches(str(name), PRESETS, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ConfigError(f"{_dotted(section, 'preset')} must be one of {', '.join(PRESETS)}{hint}, got {name!r}")
+        raise ConfigError(f"{_dotted(section, 'preset')} must be one of {', '.join(PRESETS)}{hint}, got {_short(name)}")
     return _merge(to_dict(PRESETS[name]), rest)
 
 
@@ -153,9 +199,11 @@ def _tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         if isinstance(value, str):
             try:
-                value = yaml.load(value, Loader=_StrictLoader)
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{key}: not a YAML value: {value!r} ({' '.join(str(error).split())})") from None
+                value = _load(value)
+            except (yaml.YAMLError, RecursionError) as error:
+                raise ConfigError(
+                    f"{key}: not a YAML value: {_short(value)} ({' '.join(str(error).split())})"
+                ) from None
         for part in reversed(key.split(".")):
             value = {part: value}
         tree = _merge(tree, value)
@@ -199,7 +247,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return value if isinstance(value, kind) else from_dict(kind, value, key)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{key} must be a list, got {value!r}")
+            raise ConfigError(f"{key} must be a list, got {_short(value)}")
         return tuple(_convert(item, typing.get_args(kind)[0], f"{key}[{i}]") for i, item in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
@@ -213,5 +261,5 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if type(value) is not kind:
         names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
         optional = " or null" if types.NoneType in options else ""
-        raise ConfigError(f"{key} must be {names[kind]}{optional}, got {value!r}")
+        raise ConfigError(f"{key} must be {names[kind]}{optional}, got {_short(value)}")
     return value

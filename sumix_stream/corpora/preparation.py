@@ -112,8 +112,8 @@ def write_lines(lines: Iterable[str], path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a `.jsonl.gz`: one JSON object each."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    """The lines of a `.jsonl.gz` or `.jsonl`: one JSON object each."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield line.rstrip("\n")
 
@@ -136,13 +136,25 @@ def join_manifests(paths: Sequence[Path], path: Path, *, seed: int | None = None
 
 
 def cut_texts(path: Path) -> Iterator[str]:
-    """The transcripts of a manifest, read without building the cuts; supervisions without text are passed over."""
-    for line in read_lines(path):
-        cut = json.loads(line)
-        for track in cut.get("tracks") or [{"cut": cut}]:
-            for supervision in track["cut"].get("supervisions") or ():
-                if (text := supervision.get("text")) is not None:
-                    yield str(text)
+    """The transcripts of a manifest, read without building the cuts; supervisions without text are passed over.
+
+    Raises:
+        ValueError: a line is no cut, or a transcript neither text nor a number.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            cut = json.loads(line)
+            tracks = [track["cut"] for track in cut["tracks"]] if "tracks" in cut else [cut]
+            texts = [s.get("text") for track in tracks for s in track.get("supervisions") or ()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: no cut ({type(error).__name__}: {error})") from error
+        for text in texts:
+            if isinstance(text, int | float) and not isinstance(text, bool):
+                text = str(text)
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{path}, line {number}: a transcript must be text, got {text!r:.60}")
+            if text:
+                yield text
 
 
 def shuffled(cuts: Iterable[MonoCut], seed: int) -> list[MonoCut]:

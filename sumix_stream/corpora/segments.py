@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 
 from sumix_stream.audio import AudioError, check_samples, resample
+from sumix_stream.corpora.names import require_plain_name
 from sumix_stream.corpora.preparation import empty_folder, write_flac
 from sumix_stream.corpora.stages import replace_text, sha256
 
@@ -49,8 +50,11 @@ class CutRecording(NamedTuple):
 def cut_recording(path: Path, segments: Sequence[Segment], folder: Path, record: Path) -> CutRecording:
     """Write `folder/<id>.flac` (16 kHz mono) of each segment, and `record`, which tells what was done.
 
-    Nothing is done where `record` tells that these segments of this file were cut, and the pieces are there.
+    Nothing is done where `record` tells that these segments of this file were cut, and the pieces are there. Raises
+    ValueError for an id that is no plain name.
     """
+    for segment in segments:
+        require_plain_name(segment.id, str(path))
     key = _key(path, segments)
     if (done := _read_record(record, key, folder)) is not None:
         return done

@@ -32,6 +32,7 @@ from sumix_stream.corpora.faults import (
     read_report,
     write_report,
 )
+from sumix_stream.corpora.names import require_plain_name
 from sumix_stream.corpora.preparation import (
     SAMPLE_RATE,
     cut_texts,
@@ -89,7 +90,7 @@ def read_annotations(path: Path, language: str, segments: str = "times") -> list
     numbers become NaN.
 
     Raises:
-        ValueError: no such table, or columns are missing.
+        ValueError: no such table, columns are missing, or a session's id is no plain name.
     """
     annotations: list[Annotation] = []
     counts: dict[str, int] = defaultdict(int)
@@ -108,7 +109,7 @@ def read_annotations(path: Path, language: str, segments: str = "times") -> list
                 if row["split"] not in PARTS:
                     num_unused += 1
                     continue
-                session = row["session_id"]
+                session = require_plain_name(row["session_id"] or "", f"{path}, line {rows.line_num}: session_id")
                 counts[session] += 1
                 segment = Segment(f"{session}-{language}-{counts[session]}", _spans(row, segments))
                 text = normalise_text(row["normed_text"] or "")

@@ -9,16 +9,25 @@ given. Results are ranked without what is on approval.
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
+import os
+import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 from sumix_stream.search.backoff import BackoffAutomaton
-from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.tokenizer import Tokenizer, clean_text, name_characters
 
 DEFAULT_SCORE = 1.5  # nats for each token of a phrase
+_SHOWN = 5  # faults of a file that are named
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2019\u2018\u02bc`\u00b4"), "'")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,8 @@ class Hotwords:
             tokens = tuple(tokenizer.encode(text))
             if not tokens:
                 raise ValueError(f"hotword {text!r} has no text")
-            if tokenizer.unk_id in tokens:
-                unknown = " ".join(sorted(tokenizer.unknown_characters(text)))
-                raise ValueError(
-                    f"hotword {text!r} has {unknown}, which the model cannot write; spell it as transcripts do"
-                )
+            if fault := unwritable(text, tokenizer):
+                raise ValueError(f"hotword {fault}; spell it as transcripts do")
             scores[tokens] = per_token * len(tokens)
         return cls(tuple(scores.items()), tokenizer.vocab_size)
 
@@ -70,22 +76,95 @@ class Hotwords:
         return _match(self.sequences, self.vocab_size)
 
 
-def parse_hotwords(lines: Iterable[str], source: str = "hotwords") -> dict[str, float | None]:
-    """Phrases of a hotword file: one a line, its own score after a colon (`NEW YORK :2.0`); # begins a comment.
+class Phrase(NamedTuple):
+    """A line of a hotword file."""
 
-    Raises ValueError naming the line for a score that is no number.
+    line: int
+    text: str
+    score: float | None  # nats for each token; None = the default
+
+
+def read_hotwords(
+    path: str | os.PathLike, tokenizer: Tokenizer, score: float = DEFAULT_SCORE, *, skip_unknown: bool = False
+) -> Hotwords:
+    """The phrases of a file: see `parse_lines`. It may be in UTF-8 or, with a byte order mark, in UTF-16.
+
+    Args:
+        skip_unknown: leave out phrases that the model cannot write, and tell the log, instead of an error.
+    Raises:
+        ValueError: naming the line, for a phrase that the model cannot write or a score that is no finite number.
     """
-    phrases: dict[str, float | None] = {}
+    phrases: dict[str, Phrase] = {}
+    unknown: list[str] = []
+    for phrase in parse_lines(_text_of(Path(path)).splitlines(), str(path)):
+        before = phrases.get(phrase.text)
+        if before is not None and before.score != phrase.score:
+            log.warning(
+                "%s:%d: %r stood in line %d with another score; the last holds", path, phrase.line, *before[1::-1]
+            )
+        if fault := unwritable(phrase.text, tokenizer):
+            unknown.append(f"line {phrase.line}: {fault}")
+        else:
+            phrases[phrase.text] = phrase
+    if unknown:
+        shown = "; ".join(unknown[:_SHOWN]) + (f"; and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
+        some = (
+            f"{path}: {len(unknown)} of {len(unknown) + len(phrases)} hotwords cannot be written by the model: {shown}"
+        )
+        if not skip_unknown or not phrases:
+            raise ValueError(f"{some}. Spell them as transcripts do, or go on without them: --skip-unknown")
+        log.warning("%s; left out", some)
+    return Hotwords.compile({text: phrase.score for text, phrase in phrases.items()}, tokenizer, score)
+
+
+def unwritable(text: str, tokenizer: Tokenizer) -> str | None:
+    """Why a model cannot write a phrase, and how it would write it where only case or apostrophes differ; None = it
+    can."""
+    if tokenizer.unk_id not in tokenizer.encode(text):
+        return None
+    unknown = name_characters(tokenizer.unknown_characters(text))
+    plain = text.translate(_APOSTROPHES)
+    for spelling in (plain, plain.upper(), plain.lower()):
+        if tokenizer.unk_id not in tokenizer.encode(spelling):
+            return f"{text!r} has {unknown}, which the model cannot write; it writes {spelling!r}"
+    scored = "; a score stands after a space and a colon" if re.search(r":[\d.]+$", text) else ""
+    return f"{text!r} has {unknown}, which the model cannot write{scored}"
+
+
+def parse_hotwords(lines: Iterable[str], source: str = "hotwords") -> dict[str, float | None]:
+    """Phrases of a hotword file with their own scores or None: `parse_lines`, the last of equal ones."""
+    return {phrase.text: phrase.score for phrase in parse_lines(lines, source)}
+
+
+def parse_lines(lines: Iterable[str], source: str = "hotwords") -> Iterator[Phrase]:
+    """Phrases one a line, with a score of their own after white space and a colon at the end (`NEW YORK :2.0`).
+
+    A line that begins with # is a comment, and so is what follows a # that stands alone between spaces; `C#` is a word.
+    Raises ValueError naming the line for a score that is no finite number.
+    """
     for number, line in enumerate(lines, 1):
-        text, _, score = line.partition("#")[0].partition(" :")
-        if not text.strip():
+        line = re.sub(r"^\s*#.*|\s#\s.*", "", line.lstrip("\ufeff"))
+        found = re.fullmatch(r"(.*?)(?:\s:\s*(\S*)\s*)?", line.rstrip())
+        text, score = clean_text(found[1]), found[2]
+        if not text:
             continue
         try:
-            phrases[text.strip()] = float(score) if score.strip() else None
+            value = float(score) if score else None
         except ValueError:
-            message = f"{source}:{number}: the score of {text.strip()!r} must be a number, got {score.strip()!r}"
-            raise ValueError(message) from None
-    return phrases
+            value = math.nan
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{source}:{number}: the score of {text!r} must be a number, got {score!r}")
+        yield Phrase(number, text, value)
+
+
+def _text_of(path: Path) -> str:
+    data = path.read_bytes()
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}): save it in UTF-8") from None
 
 
 def _match(sequences: Iterable[tuple[tuple[int, ...], float]], vocab_size: int) -> BackoffAutomaton:

@@ -10,30 +10,21 @@ Such a file is made by any n-gram toolkit from text split into pieces by the mod
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sumix_stream.search.arpa import END, NEVER, START, UNKNOWN, ArpaError, Ngrams, read_arpa
 from sumix_stream.search.backoff import BackoffAutomaton
 from sumix_stream.search.fusion import digest
 from sumix_stream.tokenizer import Tokenizer
 
-START, END, UNKNOWN = "<s>", "</s>", "<unk>"
-NEVER = -100.0  # log10 probability of what a file has neither a probability nor <unk> for, as in KenLM
 _LN10 = math.log(10)
-
-Ngrams = dict[tuple[str, ...], tuple[float, float]]  # words -> (log10 probability, log10 backoff weight)
-
-
-class ArpaError(ValueError):
-    """An ARPA file that cannot be used; the message names file and line."""
 
 
 class NgramLm:
@@ -128,65 +119,3 @@ def write_pieces(texts: Iterable[str], tokenizer: Tokenizer, path: str | os.Path
                 file.write(" ".join(map(tokenizer.piece, tokens)) + "\n")
                 lines += 1
     return lines
-
-
-def read_arpa(path: str | os.PathLike) -> list[Ngrams]:
-    """The n-grams of a file, by order. Raises ArpaError naming the line for what is not ARPA format."""
-    path = Path(path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            return _parse(_numbered(file), path)
-    except FileNotFoundError:
-        raise ArpaError(f"{path}: no such language model") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ArpaError(
-            f"{path}: cannot be read ({error}); it must be an ARPA file in UTF-8, or that in gzip"
-        ) from None
-
-
-def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, blank ones left out."""
-    for number, line in enumerate(file, 1):
-        if line := line.strip():
-            yield number, line
-
-
-def _parse(lines: Iterator[tuple[int, str]], path: Path) -> list[Ngrams]:
-    number, line = next(lines, (0, ""))
-    while line and line != "\\data\\":
-        number, line = next(lines, (0, ""))
-    if not line:
-        raise ArpaError(f"{path}: no \\data\\ section: this is no ARPA file")
-    counts: list[int] = []
-    for number, line in lines:
-        match = re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", line)
-        if match is None:
-            break
-        if int(match[1]) != len(counts) + 1:
-            raise ArpaError(f"{path}:{number}: expected the count of order {len(counts) + 1}, got {line!r}")
-        counts.append(int(match[2]))
-    if not counts:
-        raise ArpaError(f"{path}:{number}: expected `ngram 1=...`, got {line!r}")
-    orders: list[Ngrams] = []
-    for order, count in enumerate(counts, 1):
-        if line != f"\\{order}-grams:":
-            raise ArpaError(f"{path}:{number}: expected \\{order}-grams:, got {line!r}")
-        ngrams: Ngrams = {}
-        for number, line in lines:
-            if line.startswith("\\") and line.endswith((":", "\\")) and " " not in line and "\t" not in line:
-                break
-            parts = line.split()
-            words = tuple(parts[1 : order + 1])
-            try:
-                log_prob, backoff = float(parts[0]), float(parts[order + 1]) if len(parts) > order + 1 else 0.0
-            except ValueError:
-                log_prob = math.nan
-            if len(words) < order or len(parts) > order + 2 or not log_prob <= 0 or not math.isfinite(backoff):
-                raise ArpaError(f"{path}:{number}: expected a log10 probability and {order} words, got {line!r}")
-            ngrams[words] = (max(log_prob, NEVER), backoff)
-        if len(ngrams) != count:
-            raise ArpaError(f"{path}: {len(ngrams)} {order}-grams, but its head says {count}: it is cut short")
-        orders.append(ngrams)
-    if line != "\\end\\":
-        raise ArpaError(f"{path}: no \\end\\: it is cut short")
-    return orders

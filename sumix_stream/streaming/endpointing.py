@@ -41,7 +41,7 @@ class Endpointing:
 
     reset_predictor: forget the text at an endpoint. The encoder's state is kept in any case. An LSTM that has read an
         hour of text is further from what it was trained on than one that starts afresh; but tokens then depend on where
-        the endpoints lie.
+        the endpoints lie. Not within a word: an endpoint by length (rule 3) forgets where no word is open.
     """
 
     rules: tuple[EndpointRule, ...] = (
@@ -62,3 +62,8 @@ class Endpointing:
     def is_endpoint(self, has_tokens: bool, trailing_silence: float, utterance: float) -> bool:
         """Seconds as for `EndpointRule`."""
         return any(rule.fires(has_tokens, trailing_silence, utterance) for rule in self.rules)
+
+    def by_length(self, has_tokens: bool, trailing_silence: float, utterance: float) -> bool:
+        """Whether no rule that waits for silence fires: somebody may be in the middle of a word."""
+        waiting = (rule for rule in self.rules if rule.min_trailing_silence > 0)
+        return not any(rule.fires(has_tokens, trailing_silence, utterance) for rule in waiting)

@@ -38,7 +38,7 @@ class FeatureQueue:
         samples = check_samples(samples, sample_rate)
         if self.resampler is None:
             self.resampler = StreamResampler(sample_rate, self.model_rate)
-            self.sample_rate = sample_rate
+            self.sample_rate = self.resampler.rate
         self._push(torch.from_numpy(self.fbank.accept(self.resampler.accept(samples))))
 
     def finish(self) -> None:

@@ -19,6 +19,7 @@ from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.hypothesis import Hypothesis, Word
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.search.words import words_of
+from sumix_stream.streaming.after_fork import use_one_thread_after_fork
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
@@ -76,9 +77,17 @@ class Recognizer:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model {model.vocab_size}: not a pair"
             )
+        use_one_thread_after_fork()
         self.model = model.eval() if isinstance(model, Transducer) else model
         self.tokenizer = tokenizer
         self._streaming: dict[tuple[ChunkContext, SearchOptions], StreamingRecognizer] = {}
+
+    def __getstate__(self) -> dict:
+        """For pickle and copy: what is made from these is made anew there."""
+        return {"model": self.model, "tokenizer": self.tokenizer}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
 
     @property
     def encoder(self) -> ConformerEncoder:

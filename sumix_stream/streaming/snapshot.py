@@ -14,6 +14,7 @@ from torch import Tensor
 from sumix_stream.config.reader import to_dict
 from sumix_stream.runtime.base import AcousticModel
 from sumix_stream.runtime.exported import ExportedModel
+from sumix_stream.search.greedy import Emissions
 from sumix_stream.streaming.feature_queue import FeatureQueue
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def dump(stream: Stream) -> bytes:
             "num_encoded": stream.num_encoded,
             "segment_start": stream.segment_start,
             "num_segments": stream.num_segments,
+            "carried": list(stream.carried),
         }
     )
     header = {
@@ -105,6 +107,7 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, Te
         )
         stream.encoder = recognizer.encoder.restore(part("encoder"))
         stream.search = recognizer.search.restore(part("search"), values["search"])
+    stream.carried = Emissions(*map(list, values.get("carried", ((), (), ()))))
     for name in ("num_encoded", "segment_start", "num_segments"):
         setattr(stream, name, int(values[name]))
     return stream

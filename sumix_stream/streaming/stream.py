@@ -21,7 +21,7 @@ from sumix_stream.runtime.stream_encoders import make_encoder
 from sumix_stream.search.base import GreedySearch, Search
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hypothesis import Hypothesis
-from sumix_stream.streaming import snapshot
+from sumix_stream.streaming import open_words, snapshot
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.feature_queue import FeatureQueue
 from sumix_stream.streaming.offline import to_hypothesis
@@ -42,6 +42,8 @@ class Stream:
         self.num_encoded = 0  # encoder frames
         self.segment_start = 0  # encoder frame
         self.num_segments = 0  # that are complete
+        self.carried = Emissions([], [], [])  # of a word that was open when its segment became too long
+        self.end_of_segment: int | None = None  # tokens before such a word, once `is_endpoint` has said so
 
     @property
     def context(self) -> ChunkContext:
@@ -102,8 +104,18 @@ class Stream:
 
     @property
     def emissions(self) -> Emissions:
-        """Tokens since the last reset, with their encoder frames and confidences. To be read, not to be kept."""
-        return self.recognizer.search.emissions(self.search)
+        """Tokens since the last reset, with their encoder frames and confidences. To be read, not to be kept.
+
+        At an endpoint by length, without the last word, which may go on in the next segment.
+        """
+        found = self.all_emissions
+        return found if self.end_of_segment is None else open_words.split(found, self.end_of_segment)[0]
+
+    @property
+    def all_emissions(self) -> Emissions:
+        """The same with the last word in any case."""
+        found = self.recognizer.search.emissions(self.search)
+        return open_words.joined(self.carried, found) if self.carried.tokens else found
 
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""
@@ -204,6 +216,7 @@ class StreamingRecognizer:
             )
         moved = []
         for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths, strict=True):
+            stream.end_of_segment = None
             stream.features.drop(len(chunk))
             stream.num_encoded += length
             if stream.is_finished:
@@ -234,20 +247,34 @@ class StreamingRecognizer:
     def is_endpoint(self, stream: Stream) -> bool:
         """Whether the segment since the last `reset` is over by one of the rules; never without `endpointing`.
 
-        It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes.
+        It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes. Where a
+        segment ends by its length alone, its result is without the last word, which `reset` gives to the next segment.
         """
         if self.endpointing is None:
             return False
-        frames = self.search.emissions(self._own(stream).search).frames
+        found = self._own(stream).all_emissions
+        frames = found.frames
         seconds = self.model.timebase.encoder_frame_seconds
         last = frames[-1] + 1 if frames else stream.segment_start
         silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
-        return self.endpointing.is_endpoint(bool(frames), silence * seconds, utterance * seconds)
+        given = bool(frames), silence * seconds, utterance * seconds
+        if not self.endpointing.is_endpoint(*given):
+            return False
+        if not frames or not self.endpointing.by_length(*given):
+            return True
+        times = [frame * seconds for frame in frames]
+        pieces = [self.tokenizer.piece(token) for token in found.tokens]
+        stream.end_of_segment = open_words.last_boundary(pieces, times, stream.num_encoded * seconds) or None
+        return stream.end_of_segment is not None
 
     def reset(self, stream: Stream) -> None:
         """Begin a new segment: the result is empty again. Encoder and audio go on, and the predictor too, unless
         `endpointing` says otherwise."""
-        self.search.cut(self._own(stream).search, self.endpointing is not None and self.endpointing.reset_predictor)
+        found, end = self._own(stream).all_emissions, stream.end_of_segment
+        stream.carried = open_words.split(found, len(found.tokens) if end is None else end)[1]
+        stream.end_of_segment = None
+        forget = self.endpointing is not None and self.endpointing.reset_predictor
+        self.search.cut(stream.search, forget and not stream.carried.tokens)
         stream.segment_start = stream.num_encoded
         stream.num_segments += 1
 

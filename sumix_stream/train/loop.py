@@ -28,6 +28,7 @@ from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import resume as run_state
 from sumix_stream.train.agreement import Agreement
 from sumix_stream.train.averaging import WeightAverage
+from sumix_stream.train.continued_rate import go_on_smoothly, rate_from
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
 from sumix_stream.train.epochs import Loader, endless_batches
 from sumix_stream.train.interrupt import Interrupts
@@ -38,13 +39,14 @@ from sumix_stream.train.optim import (
     FINE_TUNING,
     default_learning_rate,
     frozen_parts,
-    learning_rate_at,
     make_optimizer,
 )
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.resume import TrainerState
+from sumix_stream.train.run_lock import one_run
 from sumix_stream.train.step import BatchBackward, Objective
 from sumix_stream.train.trial import try_batches
+from sumix_stream.train.validation import NoErrorRate
 
 
 class FitResult(NamedTuple):
@@ -110,6 +112,7 @@ class Trainer:
             self._fixed_context = self._parse_context("chunk_size", config.left_context)
         self._valid_context = self._parse_context("valid_chunk_size", config.valid_left_context)
         self.optimizer = make_optimizer(model, config)
+        self._statistics = run_state.statistics_of(model)
         self.state = TrainerState()
         self._metrics: dict[str, float] | None = None
 
@@ -121,9 +124,15 @@ class Trainer:
         uninterrupted one does, bit for bit on the CPU. A damaged checkpoint is put aside for the one before it.
 
         Raises:
-            CheckpointError: no checkpoint can be read, or one cannot be written.
+            CheckpointError: no checkpoint can be read, or one cannot be written, or tokenizer or statistics are not
+                those it was trained with.
             DivergenceError: `train.max_bad_steps` steps in a row were skipped. The last checkpoint stays.
+            FolderInUse: another run trains in the experiment directory.
         """
+        with one_run(self.fabric, self.exp_dir) as self._lock:
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> FitResult:
         saved_recipe, damaged = None, []
         self.model.to(self.fabric.device)
         self._average = None if self.config.average == "none" else WeightAverage(self.model, self.config)
@@ -241,7 +250,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Of training step `step`, counted from 0."""
-        return learning_rate_at(step, self.peak_rate, self.config, self.step_seconds)
+        return rate_from(self.state.rate_from, step, self.peak_rate, self.config, self.step_seconds)
 
     def _parse_context(self, name: str, left_context: int | None) -> ChunkContext:
         try:
@@ -297,6 +306,9 @@ class Trainer:
                 self._page.write()
             except KeyboardInterrupt:
                 signum = interrupts.signum or signal.SIGINT
+            except NoErrorRate as error:
+                metrics = None
+                LOGGER.warning(f"step {self.state.step}: no error rate, and no best checkpoint by it: {error}")
             finally:
                 self.model.train()
         self._metrics, signum = self.fabric.broadcast((metrics, signum))
@@ -304,6 +316,7 @@ class Trainer:
 
     def _save(self, metrics: dict[str, float] | None) -> None:
         if self.fabric.is_global_zero:
+            self._lock.require()
             run_state.save_checkpoint(
                 self.exp_dir,
                 self.state,
@@ -337,6 +350,7 @@ class Trainer:
 
     def _load(self, directory: Path) -> None:
         state, description = run_state.load_checkpoint(directory, self.model, self.optimizer)
+        run_state.check_unchanged(directory, self.model, self._statistics, self.tokenizer)
         if self._average is not None:
             self._average.restore(run_state.load_average(directory))
         if description.get("precision"):
@@ -369,6 +383,12 @@ class Trainer:
                     f"train.step_batches keeps the number whatever the processes"
                 )
                 state.plan = None  # others are expected
+        if saved_recipe:
+            state.rate_from, told = go_on_smoothly(
+                state, saved_recipe, self.recipe, self.peak_rate, step_seconds=self.step_seconds
+            )
+            if told:
+                LOGGER.warning(told)
         changes = [] if saved_recipe is None else list(setting_changes(saved_recipe, to_dict(self.recipe)))
         for change in changes:
             LOGGER.info(f"the recipe has changed since: {change}")

@@ -50,8 +50,11 @@ class RunLog:
             self._metrics = metrics.open("a", encoding="utf-8")
             self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step + 1)
             self._bar = tqdm(total=max_steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
-        self._level = LOGGER.level
+        self._level, self._propagate = LOGGER.level, LOGGER.propagate
         LOGGER.setLevel(logging.INFO)
+        if self._propagate:
+            LOGGER.propagate = False
+            self._handlers.append(_ToRoot())
         for handler in self._handlers:
             LOGGER.addHandler(handler)
 
@@ -116,6 +119,7 @@ class RunLog:
 
     def close(self) -> None:
         LOGGER.setLevel(self._level)
+        LOGGER.propagate = self._propagate
         for handler in self._handlers:
             LOGGER.removeHandler(handler)
             handler.close()
@@ -147,6 +151,25 @@ class _AboveBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "in_bar", False):
             tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _ToRoot(logging.Handler):
+    """Hands records on to the root logger's handlers, but to those that print: the console has them already.
+
+    A library that logs through the root logger gives it such a handler, at any time, and every line came twice.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for handler in logging.getLogger().handlers:
+            if record.levelno >= handler.level and not self._prints(handler):
+                handler.handle(record)
+
+    @staticmethod
+    def _prints(handler: logging.Handler) -> bool:
+        console = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        stream = getattr(handler, "stream", None)
+        package = type(handler).__module__.partition(".")[0]
+        return any(stream is one for one in console if one is not None) or package in ("absl", "rich")
 
 
 def _console(rank: int) -> logging.Handler:

@@ -5,7 +5,7 @@ Beside the model (sumix_stream.tasks.checkpoint) a step directory holds `optimiz
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from sumix_stream.tokenizer import Tokenizer
 
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.yaml"
+_STATISTICS = ("feature_mean", "feature_std")  # buffers of the front end
+_SAME_STATISTICS = 1e-2  # nats: what other versions of the libraries may make of the same audio
 _OUTPUTS = (
     *("checkpoints", "best.txt", "last.txt", "metrics.jsonl", "runs.jsonl", "valid.json", "train.log", "tensorboard"),
     *("pictures", "report.html"),
@@ -39,6 +41,7 @@ class TrainerState:
     plan: str | None = None  # names the batches of the epoch
     bad_steps: int = 0  # consecutive skipped updates up to now
     audio_seconds: float = 0.0  # trained on, over all processes
+    rate_from: list[float] | None = None  # step and share of the peak from which the learning rate goes on
 
 
 def save_checkpoint(
@@ -150,6 +153,37 @@ def load_checkpoint(
     path = directory / OPTIMIZER
     load_optimizer_tensors(model, optimizer, checkpoint.load_tensors(path), path)
     return state, description
+
+
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's feature statistics, by name."""
+    return {name: buffer.cpu().clone() for name, buffer in model.named_buffers() if name.endswith(_STATISTICS)}
+
+
+def check_unchanged(directory: Path, model: nn.Module, statistics: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError where a run's tokenizer or feature statistics are others than its checkpoint's.
+
+    Other pieces, or the same in another order, would give the model's outputs other meanings; new statistics would not
+    be used, whatever the recipe says.
+
+    Args:
+        model: with the checkpoint's weights.
+        statistics: `statistics_of` the model before it had them.
+    """
+    path = directory / checkpoint.TOKENIZER
+    remedy = "put the old one back, or start anew with --no-resume or another --exp-dir"
+    saved = path.read_bytes()
+    if saved != tokenizer.to_bytes() and (difference := tokenizer.difference(Tokenizer.from_bytes(saved))):
+        raise CheckpointError(
+            f"the tokenizer has been made anew since this run began: {difference}. The run's own is {path}: {remedy}"
+        )
+    for name, found in statistics_of(model).items():
+        apart = (found - statistics[name]).abs().max().item()
+        if apart > _SAME_STATISTICS:
+            raise CheckpointError(
+                f"the feature statistics have been made anew since this run began: {name} differs by up to {apart:.3g} "
+                f"from that in {directory / checkpoint.WEIGHTS}, to which its weights belong: {remedy}"
+            )
 
 
 def load_average(directory: Path) -> dict[str, Tensor] | None:

@@ -1,6 +1,7 @@
 """bin/decode and bin/stream_decode, run in this process: what they print, write and refuse."""
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -163,7 +164,7 @@ def test_bad_audio_is_named_and_the_rest_decoded(door, exp, tmp_path, name, faul
     code, out, err = door(name, bad, exp / "0.wav", "--chunk", "8")
     assert code == 2
     assert str(bad) in err
-    assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 2 and "1 of 2 files" in err
     assert str(exp / "0.wav") in out
 
 
@@ -245,3 +246,64 @@ def test_bf16_is_said_in_the_report_or_refused(door, exp):
 def test_exactness_is_of_fp32(door, exp):
     code, out, err = door("stream_decode", "--check-exactness", exp / "0.wav", "--precision", "bf16")
     assert code == 2 and "leave precision out" in err and "NOT EXACT" not in out
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_an_error_in_one_file_stops_no_other(door, exp, tmp_path, name):
+    """Every kind of it is named, the others are recognised, and the status and a count say that some were not."""
+    raw, odd, rate = tmp_path / "call.raw", tmp_path / os.fsdecode(b"caf\xe9.wav"), tmp_path / "rate.wav"
+    raw.write_bytes(bytes(2_000))
+    soundfile.write(rate, sound(1.0), 44_101)  # is read, but cannot be resampled
+    gsm = tmp_path / "gsm.wav"
+    soundfile.write(gsm, sound(1.0, 8_000), 8_000, subtype="GSM610")
+    try:
+        shutil.copy(exp / "0.wav", odd)
+    except OSError:
+        odd = exp / "1.wav"  # this file system wants names in UTF-8
+    code, out, err = door(name, raw, odd, tmp_path / "gone.wav", rate, gsm, exp / "0.wav")
+    assert code == 2
+    shown = str(odd).encode("utf-8", "backslashreplace").decode()
+    texts = dict(
+        line.rsplit(": ", 1) for line in out.splitlines() if line.startswith((f"{shown}: ", f"{exp / '0.wav'}: "))
+    )
+    if odd.parent == tmp_path:
+        assert texts[shown] == texts[str(exp / "0.wav")] != ""
+    assert f"{gsm}: " in out
+    for path in (raw, tmp_path / "gone.wav", rate):
+        assert f"{name}: {path}: " in err
+    assert f"{name}: 3 of 6 files could not be recognised" in err
+    assert "Traceback" not in err
+
+
+def test_a_failure_while_recognising_is_named_too(door, exp, monkeypatch):
+    from sumix_stream.cli import decoding
+
+    calls = []
+
+    def fails_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return transcribe_batch(*arguments, **options)
+
+    transcribe_batch = decoding.transcribe_batch
+    monkeypatch.setattr(decoding, "transcribe_batch", fails_once)
+    code, out, err = door("decode", exp / "0.wav", exp / "1.wav")
+    assert code == 2 and len(calls) == 2
+    assert f"decode: {exp / '0.wav'}: RuntimeError: no memory" in err
+    assert f"{exp / '1.wav'}: " in out
+
+
+def test_commands_of_a_manifest_run_only_where_allowed(door, exp, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUMIX_ALLOW_COMMANDS", "0")
+    trace = tmp_path / "trace"
+    lines = [json.loads(json.dumps(cut.to_dict())) for cut in CutSet.from_file(exp / "test.jsonl.gz")]
+    source = lines[0]["recording"]["sources"][0]
+    source |= {"type": "command", "source": f"touch {trace}; cat {source['source']}"}
+    manifest = tmp_path / "cuts.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("decode", "stream_decode"):
+        code, _, err = door(name, "--cuts", manifest, "--out", tmp_path / "out", "--chunk", "8")
+        assert code == 2 and "--allow-commands" in err and not trace.exists()
+    code, out, _ = door("decode", "--cuts", manifest, "--out", tmp_path / "out", "--allow-commands")
+    assert code == 0 and trace.exists() and "3 utterances" in out

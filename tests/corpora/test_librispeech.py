@@ -1,5 +1,6 @@
 """LibriSpeech in its own layout: which parts are used, what is left out, what is done again."""
 
+import hashlib
 import logging
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 from lhotse.recipes import librispeech as lhotse_librispeech
 from trees import tone, write_librispeech
 
+from sumix_stream.corpora import librispeech
 from sumix_stream.corpora.faults import read_report
 from sumix_stream.corpora.librispeech import SELECTIONS, prepare_librispeech, read_librispeech_part
 from sumix_stream.data import load_cuts
@@ -137,6 +139,7 @@ def test_download_asks_lhotse_for_the_parts_and_says_what_to_do_without_a_networ
             write_librispeech(folder / "LibriSpeech", part, [str(i + 10)], 4)
         return folder / "LibriSpeech"
 
+    monkeypatch.setattr(librispeech, "SHA256", {})
     monkeypatch.setattr("lhotse.recipes.download_librispeech", download)
     prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
     assert asked == ["train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other"]
@@ -151,34 +154,34 @@ def test_download_asks_lhotse_for_the_parts_and_says_what_to_do_without_a_networ
         prepare_librispeech(tmp_path / "other", parts="mini")
 
 
-def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="--parts full: must be one of mini, 100h, 960h"):
-        prepare_librispeech(tmp_path, parts="full", corpus=tmp_path)
-    with pytest.raises(ValueError, match="num_valid at least 1, got 30.0 and 0"):
-        prepare_librispeech(tmp_path, corpus=tmp_path, num_valid=0)
+def test_a_download_that_is_not_the_published_one_is_not_unpacked(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, filename):
+        asked.append(url)
+        filename.write_bytes(b"not LibriSpeech")
+
+    def unpack(*arguments, **options):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(librispeech, "resumable_download", download)
+    monkeypatch.setattr("lhotse.recipes.download_librispeech", unpack)
+    with pytest.raises(ValueError, match=r"dev-clean\.tar\.gz: its SHA-256 is .*not the published 76f87d090650"):
+        prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
+    assert not list((tmp_path / "corpus").iterdir())  # nor kept
+    assert asked and all(url.startswith("https://") for url in asked)
+    sums = dict.fromkeys(librispeech.SHA256, hashlib.sha256(b"not LibriSpeech").hexdigest())
+    monkeypatch.setattr(librispeech, "SHA256", sums)
+    with pytest.raises(AssertionError, match="unpacked"):
+        prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
 
 
-def test_a_folder_without_the_training_parts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=rf"--corpus {tmp_path}.*holds train-clean-5; .*leave --corpus out"):
-        prepare_librispeech(tmp_path / "data", corpus=tmp_path)
-    write_librispeech(tmp_path, "train-clean-100", ["10"], 2)
-    with pytest.raises(ValueError, match="holds train-clean-360, train-other-500; "):
-        prepare_librispeech(tmp_path / "data", parts="960h", corpus=tmp_path)
-    with pytest.raises(ValueError, match="validation needs dev-clean or dev-other or test-clean or test-other"):
-        prepare_librispeech(tmp_path / "data", parts="100h", corpus=tmp_path)
-
-
-def test_a_folder_without_transcripts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}.*LibriSpeech"):
-        read_librispeech_part(tmp_path)
-
-
-def test_ids_that_occur_twice(tmp_path):
-    write_librispeech(tmp_path, "part", ["12"], 2)
-    (tmp_path / "part/12/7").rename(tmp_path / "part/12/6")
-    write_librispeech(tmp_path, "part", ["12"], 2)
-    cuts, faults = read_librispeech_part(tmp_path / "part")
-    assert [cut.id for cut in cuts] == ["12-7-0000", "12-7-0001"]
-    assert {(fault.id, fault.fault) for fault in faults} == {(cut.id, "id occurs twice") for cut in cuts}
-    np.testing.assert_array_equal(cuts[0].load_audio().shape, (1, cuts[0].num_samples))
-    assert cuts[0].supervisions[0].speaker == "12" and len(cuts[0].supervisions[0].text.split()) == 3
+def test_ids_that_lead_elsewhere_are_left_out(tmp_path):
+    write_librispeech(tmp_path, "train-clean-5", ["10"], 2)
+    write_librispeech(tmp_path, "dev-clean-2", ["40"], 2)
+    transcript = tmp_path / "train-clean-5" / "10" / "7" / "10-7.trans.txt"
+    transcript.write_text(transcript.read_text() + "../../../secret ALPHA\n")
+    prepare_librispeech(tmp_path / "data", corpus=tmp_path, vocab_size=20)
+    (fault,) = read_report(tmp_path / "data" / "left_out.tsv")
+    assert fault.fault == "bad id" and "'../../../secret' is no plain name" in fault.detail
+    assert len(load_cuts(tmp_path / "data" / "cuts_train.jsonl.gz").to_eager()) == 2

@@ -125,3 +125,13 @@ def test_nan_in_a_recording_is_reported(tmp_path):
     done = cut(tmp_path / "a.wav", [(0.0, 1.0)], [(1.0, 2.0)])
     assert set(done.pieces) == {"s0"}
     assert done.faults["s1"][0] == "unreadable audio" and "finite" in done.faults["s1"][1]
+
+
+@pytest.mark.parametrize("id", ["../a", "a/b", "", ".a", "/a"])
+def test_ids_that_lead_elsewhere_are_refused(tmp_path, id):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").touch()
+    with pytest.raises(ValueError, match=r"a\.wav: .* is no plain name"):
+        cut_recording(tmp_path / "a.wav", [Segment(id, ((0.0, 0.5),))], tmp_path / "out", tmp_path / "a.json")
+    assert (tmp_path / "out" / "kept").exists()

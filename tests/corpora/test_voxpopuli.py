@@ -250,6 +250,24 @@ def test_a_wrong_corpus_is_refused_with_the_remedy(corpus, tmp_path, monkeypatch
         prepare_voxpopuli(tmp_path / "data")
 
 
+@pytest.mark.parametrize("session", ["../../victim", "/tmp/victim", "..", "a/b", "a\\\\b", "", ".hidden", "c:x"])
+def test_a_session_that_leads_elsewhere_is_refused_before_anything_is_written(corpus, tmp_path, session):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").write_text("kept")
+    for path in (corpus / "raw_audios", corpus / "annotations"):
+        (tmp_path / path.name).symlink_to(path)
+    text = gzip.decompress((corpus / "annotations" / "asr" / "asr_en.tsv.gz").read_bytes()).decode()
+    head, first, *rest = text.splitlines()
+    number = head.split("|").index("session_id")
+    values = first.split("|")
+    values[number] = session
+    (tmp_path / "asr_en.tsv.gz").write_bytes(gzip.compress("\n".join([head, "|".join(values), *rest]).encode()))
+    with pytest.raises(ValueError, match=r"asr_en\.tsv\.gz, line 2: session_id: .* is no plain name"):
+        prepare_voxpopuli(tmp_path / "out" / "data", corpus=tmp_path)
+    assert (victim / "kept").read_text() == "kept" and list(victim.iterdir()) == [victim / "kept"]
+
+
 @pytest.mark.parametrize("kind", ["not gzip", "truncated", "columns", "no rows", "vad"])
 def test_a_bad_table_is_refused_by_name(corpus, tmp_path, kind):
     table = tmp_path / "asr_en.tsv.gz"

@@ -9,7 +9,7 @@ from talkative import VOCAB_SIZE, talkative_model
 
 from sumix_stream.search.backoff import BackoffAutomaton
 from sumix_stream.search.beam import BeamState, NBest, beam_decode
-from sumix_stream.search.hotwords import Hotwords, parse_hotwords
+from sumix_stream.search.hotwords import Hotwords, parse_hotwords, read_hotwords
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.tokenizer import Tokenizer, train_tokenizer
 
@@ -135,7 +135,8 @@ def test_phrases_become_tokens(tokenizer):
     [
         ([], "at least one phrase"),
         ([" "], "hotword ' ' has no text"),
-        (["new"], "hotword 'new' has e n w, which the model cannot write"),
+        (["new"], "hotword 'new' has e n w, which the model cannot write; it writes 'NEW'; spell it as"),
+        (["NEW @"], "hotword 'NEW @' has @, which the model cannot write; spell it as"),
         ({"OLD": float("inf")}, "the score of hotword 'OLD' must be a finite number, got inf"),
     ],
     ids=str,
@@ -150,3 +151,73 @@ def test_hotword_file():
     assert parse_hotwords(lines) == {"NEW YORK": 2.5, "OLD": None, "A:B": None}
     with pytest.raises(ValueError, match="list.txt:2: the score of 'OLD' must be a number, got 'two'"):
         parse_hotwords(["NEW", "OLD :two"], "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("C# :2.0", {"C#": 2.0}),
+        ("C#", {"C#": None}),
+        ("C# # a language", {"C#": None}),
+        ("#none", {}),
+        ("PRESS #9 :1", {"PRESS #9": 1.0}),
+        ("NEW YORK\t:2.0", {"NEW YORK": 2.0}),
+        ("NEW\u00a0YORK : 2.0 # city", {"NEW YORK": 2.0}),
+        ("RATIO 3 :2 OK :1.5", {"RATIO 3 :2 OK": 1.5}),
+        ("RATIO 3 :2 OK", {"RATIO 3 :2 OK": None}),
+        ("NEW YORK:2.0", {"NEW YORK:2.0": None}),
+        ("NEW YORK :-2", {"NEW YORK": -2.0}),
+        ("NEW YORK :", {"NEW YORK": None}),
+        ("  ", {}),
+    ],
+)
+def test_lines_of_a_hotword_file(line, expected):
+    assert parse_hotwords([line]) == expected
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "2,5", "two"])
+def test_scores_that_are_none_are_named_with_their_line(score):
+    with pytest.raises(ValueError, match=f"list:2: the score of 'OLD' must be a number, got '{score}'"):
+        parse_hotwords(["NEW", f"OLD :{score}"], "list")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_of_a_hotword_file(tokenizer, tmp_path, encoding, end):
+    path, text = tmp_path / "list.txt", end.join(["NEW YORK :2.0", "OLD", ""])
+    if encoding == "utf-16-be-sig":
+        path.write_bytes(b"\xfe\xff" + text.encode("utf-16-be"))
+    else:
+        path.write_bytes(text.encode(encoding))
+    expected = Hotwords.compile({"NEW YORK": 2.0, "OLD": None}, tokenizer, 0.5)
+    assert read_hotwords(path, tokenizer, 0.5) == expected
+
+
+def test_a_file_in_another_encoding_is_named_with_the_line(tokenizer, tmp_path):
+    (tmp_path / "list.txt").write_bytes("NEW\nJOS\u00c9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"list\.txt:2: not UTF-8 \(byte 0xc9\)"):
+        read_hotwords(tmp_path / "list.txt", tokenizer)
+
+
+def test_one_unknown_phrase_of_many(tokenizer, tmp_path, caplog):
+    path = tmp_path / "list.txt"
+    path.write_text("NEW YORK\nTOKYO \u6771\u4eac\nold\nOLD\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"2 of 4 hotwords cannot .*line 2: 'TOKYO .*line 3: 'old' .* it writes 'OLD'"
+    ) as error:
+        read_hotwords(path, tokenizer)
+    assert "--skip-unknown" in str(error.value) and "\u6771" in str(error.value)
+    assert read_hotwords(path, tokenizer, skip_unknown=True) == Hotwords.compile(["NEW YORK", "OLD"], tokenizer)
+    assert "2 of 4 hotwords" in caplog.text and "line 2" in caplog.text and "left out" in caplog.text
+    path.write_text("new@\n" * 7)
+    with pytest.raises(ValueError, match="7 of 7 hotwords .* and 2 more"):
+        read_hotwords(path, tokenizer, skip_unknown=True)
+
+
+def test_phrases_given_twice(tokenizer, tmp_path, caplog):
+    path = tmp_path / "list.txt"
+    path.write_text("NEW YORK :1\nNEW YORK :3\nOLD\nOLD\n")
+    assert read_hotwords(path, tokenizer) == Hotwords.compile({"NEW YORK": 3.0, "OLD": None}, tokenizer)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}:2: 'NEW YORK' stood in line 1 with another score; the last holds"
+    ]

@@ -112,14 +112,15 @@ def test_without_unk_what_is_not_in_the_file_is_never_said(path):
         ("\\data\\", "data", "no \\\\data\\\\ section"),
         ("ngram 2=7", "ngram 3=7", "lm.arpa:3: expected the count of order 2"),
         ("ngram 1=7\nngram 2=7\nngram 3=4\n", "", "expected `ngram 1=...`"),
-        ("ngram 2=7", "ngram 2=8", "7 2-grams, but its head says 8: it is cut short"),
+        ("ngram 2=7", "ngram 2=10", "7 2-grams, but its head says 10: it is damaged"),
         ("\\2-grams:", "\\4-grams:", "lm.arpa:15: expected .2-grams:"),
         ("-0.3\t▁a b\t-0.15", "-0.3\t▁a\t-0.15 x y", "lm.arpa:17: expected a log10 probability and 2 words"),
         ("-0.3\t▁a b", "0.3\t▁a b", "lm.arpa:17: expected a log10 probability"),
         ("-0.3\t▁a b", "nan\t▁a b", "lm.arpa:17: expected a log10 probability"),
         ("-0.2\t<s> ▁a b", "-0.2\t<s> ▁a", "lm.arpa:25: expected a log10 probability and 3 words"),
         ("\\end\\", "", "no .end.: it is cut short"),
-        ("-0.25\t▁a b ▁c", "-0.25\td b ▁c", "d b is within an n-gram but not an n-gram itself"),
+        ("-0.3\t▁a b\t-0.15", "-0.3\t▁a b\tnan", "lm.arpa:17: expected a log10 probability"),
+        ("-0.3\t▁a b\t-0.15", "-0.3\t▁a b\tinf", "lm.arpa:17: expected a log10 probability"),
         ("d\t0", "word\t0", "1 of its words are no pieces of this tokenizer, such as 'word': .*write_pieces"),
     ],
     ids=str,
@@ -129,6 +130,65 @@ def test_a_bad_file_is_told_what_is_wrong(path, old, new, message):
     path.write_text(ARPA.replace(old, new, 1))
     with pytest.raises(ArpaError, match=message):
         NgramLm.load(path, Pieces())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("\\data\\", "\ufeff\\data\\", None),
+        ("\n", "\r\n", None),
+        ("\\data\\", "made by a toolkit\n\n\\data\\", None),
+        ("\t0\n", "\n", None),
+        ("<unk>", "<UNK>", "<UNK> is read as <unk>"),
+        ("ngram 1=7", "ngram 1=8", "7 1-grams, but its head says 8"),
+        ("ngram 3=4", "ngram 3=4\nngram 4=0", "no 4-grams, as its head says: order 3"),
+    ],
+    ids=str,
+)
+def test_files_as_other_toolkits_write_them_score_the_same(path, caplog, old, new, said):
+    plain = NgramLm.load(path, Pieces())
+    path.write_text(ARPA.replace(old, new), encoding="utf-8")
+    assert NgramLm.load(path, Pieces()).fingerprint == plain.fingerprint
+    assert [record.getMessage() for record in caplog.records] == ([f"{path}: {said}"] if said else [])
+
+
+def score_of(path, text: str) -> list[float]:
+    """log10 scores of the words of a sentence."""
+    lm = NgramLm.load(path, Pieces())
+    state, scores = lm.start(1, torch.device("cpu")), []
+    for token in Pieces().encode(text):
+        scores.append(float(lm.log_probs(state)[0, token]) / math.log(10))
+        state = lm.advance(torch.tensor([token]), state)
+    return scores
+
+
+def test_contexts_that_were_pruned_away(path, caplog):
+    """SRILM prunes `▁a b` and keeps `<s> ▁a b` and `▁a b ▁c`. By hand: p(b | ▁a) = backoff(▁a) + p(b), backoff of
+    `▁a b` 0."""
+    path.write_text(ARPA.replace("-0.3\t▁a b\t-0.15\n", "").replace("ngram 2=7", "ngram 2=6"))
+    assert score_of(path, "d ▁a b ▁c b") == pytest.approx(
+        [-1.2 - 0.7, -0.9 + 0, -0.4 - 0.7, -0.25, -0.1 - 0.2 - 0.7], abs=1e-5
+    )
+    assert score_of(path, "d ▁a b d") == pytest.approx([-1.9, -0.9, -1.1, 0 - 0.3 - 1.2], abs=1e-5)
+    assert "1 contexts of longer n-grams are no n-grams themselves" in caplog.text
+
+
+def test_a_whole_chain_of_contexts_that_were_pruned_away(path):
+    """`▁a b ▁c d` alone of its order, with neither `▁a b ▁c` nor `▁a b`."""
+    text = ARPA.replace("-0.3\t▁a b\t-0.15\n", "").replace("ngram 2=7", "ngram 2=6")
+    text = text.replace("-0.25\t▁a b ▁c\n", "").replace("ngram 3=4", "ngram 3=3\nngram 4=1")
+    path.write_text(text.replace("\\end\\", "\\4-grams:\n-0.1\t▁a b ▁c d\n\n\\end\\"))
+    assert score_of(path, "d ▁a b ▁c d") == pytest.approx([-1.9, -0.9, -1.1, -0.6, -0.1], abs=1e-5)
+
+
+def test_values_that_are_clamped(path, caplog):
+    """A probability a little above 1 is 1; after a context that never backs off, other words are next to impossible."""
+    path.write_text(ARPA.replace("-0.4\t<s> ▁a", "1e-09\t<s> ▁a").replace("-1.2\td\t0", "-1.2\td\t-inf"))
+    scores = score_of(path, "▁a d ▁a")
+    assert scores[0] == 0.0
+    assert scores[2] == pytest.approx(-100.9, abs=1e-3)
+    assert "probabilities a little above 1 count as 1" in caplog.text
+    assert "backoff weights of -inf count as -100" in caplog.text
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -6,6 +6,9 @@ from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.packed import pack
+from sumix_stream.search.beam_search import make_search
+from sumix_stream.search.options import GREEDY, SearchOptions
+from sumix_stream.streaming import open_words
 from sumix_stream.streaming.endpointing import Endpointing, EndpointRule
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -13,10 +16,11 @@ RATE = 16_000
 
 
 def recognizer(
-    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, packed: bool = False
+    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, packed: bool = False, search=GREEDY
 ) -> StreamingRecognizer:
     model = pack(talkative_model(seed=seed)) if packed else talkative_model(seed=seed)
-    return StreamingRecognizer(model, LetterTokenizer(), ChunkContext(chunk, 4), endpointing=endpointing)
+    options = {"search": make_search(model, search), "endpointing": endpointing}
+    return StreamingRecognizer(model, LetterTokenizer(), ChunkContext(chunk, 4), **options)
 
 
 def segments(recognizer: StreamingRecognizer, samples: np.ndarray, packet: int) -> list:
@@ -60,8 +64,8 @@ def test_endpoints_do_not_depend_on_packets():
 
 def test_a_reset_predictor_changes_tokens_and_only_after_the_first_endpoint():
     samples = sound(9.0)
-    kept = segments(recognizer(Endpointing.sherpa(rule3=2.0)), samples, 4000)
-    reset = segments(recognizer(Endpointing.sherpa(rule3=2.0, reset_predictor=True)), samples, 4000)
+    kept = segments(recognizer(Endpointing.sherpa(rule2=0.2)), samples, 4000)
+    reset = segments(recognizer(Endpointing.sherpa(rule2=0.2, reset_predictor=True)), samples, 4000)
     assert kept[0] == reset[0]
     assert joined(kept) != joined(reset)
 
@@ -131,6 +135,73 @@ def test_without_endpointing_there_is_none():
 def test_impossible_rules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         EndpointRule(*arguments)
+
+
+@pytest.mark.parametrize("search", [GREEDY, SearchOptions(method="modified_beam")], ids=lambda x: x.method)
+@pytest.mark.parametrize("reset_predictor", [False, True])
+@pytest.mark.parametrize("rule3", [0.7, 2.0])
+def test_no_word_is_cut_in_two_by_length(rule3, reset_predictor, search):
+    """Segments joined are the words and tokens without endpoints, each segment begins with a word, whatever happens in
+    between: partial results, packets, snapshots."""
+    samples, tokenizer = sound(9.0), LetterTokenizer()
+    never = Endpointing.sherpa(rule1=99.0, rule2=99.0, rule3=rule3, reset_predictor=reset_predictor)
+    plain, cutting = recognizer(None, search=search), recognizer(never, search=search)
+    (whole,) = segments(plain, samples, 5000)
+    found = segments(cutting, samples, 777)
+    assert len(found) >= 4
+    assert all(tokenizer.piece(result.tokens[0]).startswith("▁") for result in found[1:] if result.tokens)
+    assert all(result.text for result in found[:-1])
+    if search is GREEDY:  # a beam commits itself at each endpoint
+        assert joined(found) == (whole.tokens, whole.timestamps)
+        assert [word for result in found for word in result.text.split()] == whole.text.split()
+
+    stream, again = cutting.create_stream(), []
+    cutting.accept_waveform(stream, RATE, samples)
+    cutting.input_finished(stream)
+    while cutting.decode([stream]):
+        if cutting.is_endpoint(stream):
+            again.append(cutting.result(stream))
+            assert stream.emissions.tokens == again[-1].tokens  # what a server shows
+            cutting.reset(stream)
+            stream = cutting.restore(stream.snapshot())
+    assert [result.tokens for result in [*again, cutting.result(stream)]] == [result.tokens for result in found]
+
+
+def test_who_ignores_an_endpoint_loses_nothing():
+    never = Endpointing.sherpa(rule1=99.0, rule2=99.0, rule3=1.0)
+    cutting, samples = recognizer(never), sound(4.0)
+    (whole,) = segments(recognizer(None), samples, 5000)
+    stream, shown = cutting.create_stream(), 0
+    cutting.accept_waveform(stream, RATE, samples)
+    cutting.input_finished(stream)
+    while cutting.decode([stream]):
+        shown += cutting.is_endpoint(stream)
+    assert shown > 3
+    assert stream.all_emissions.tokens == whole.tokens
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["▁HEL", "LO", "▁WOR"], 2),
+        (["▁HEL", "LO", "▁WOR", "LD"], 2),
+        (["▁HEL", "LO"], 0),
+        (["LO"], 1),
+        (["\u4eca", "\u5929", "\u6c14"], 2),
+        (["▁\u4eca", "\u5929", "A", "B"], 1),
+        (["\u0e2a", "\u0e27\u0e31"], 1),
+        (["▁A", "▁"], 1),
+        ([], 0),
+    ],
+)
+def test_where_the_last_word_begins(pieces, expected):
+    seconds = [0.2 * n for n in range(len(pieces))]
+    assert open_words.last_boundary(pieces, seconds, 2.0) == expected
+
+
+def test_what_goes_on_for_too_long_is_no_word():
+    assert open_words.last_boundary(["▁A", "B"], [1.0, 5.9], 6.0) == 0
+    assert open_words.last_boundary(["▁A", "B"], [1.0, 5.9], 6.2) == 2
 
 
 @pytest.mark.slow

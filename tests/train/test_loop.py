@@ -1,7 +1,9 @@
 import errno
 import json
+import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_
 
 from sumix_stream.tasks import checkpoint
 from sumix_stream.tasks.checkpoint import CheckpointError, resolve_checkpoint
+from sumix_stream.tokenizer import train_tokenizer
 from sumix_stream.train.loop import DivergenceError, Trainer
 
 
@@ -279,3 +282,67 @@ def test_sharded_strategies_are_refused(tmp_path):
 def test_a_chunk_that_is_no_whole_number_of_frames_is_refused_at_once(tmp_path, name):
     with pytest.raises(ValueError, match=rf"train\.{name}: 650 ?ms is not a whole number .*640 ?ms and 680 ?ms"):
         make(tmp_path, **{name: "650ms"})
+
+
+class _Tokenizer(FakeTokenizer):
+    """One of `words`."""
+
+    def __init__(self, folder, words):
+        self._real = train_tokenizer([" ".join(words)], folder / f"{'-'.join(words)}.model", model_type="word")
+        self.to_bytes, self.difference = self._real.to_bytes, self._real.difference
+
+
+def test_a_tokenizer_made_anew_is_refused_on_resume(tmp_path):
+    first, exp = _Tokenizer(tmp_path, ("one", "two", "two")), tmp_path / "exp"
+    train = {"max_steps": 2}
+
+    def run(tokenizer, **train):
+        return Trainer(fake_recipe(exp, **train), FakeModel(), tokenizer, FakeLoader()).fit()
+
+    run(first, **train)
+    for words, said in (
+        (("one", "one", "two"), r"2 of 4 ids stand for other pieces, the first 2: '▁two', now '▁one'"),
+        (("one", "two", "three"), r"it has 5 pieces, not 4"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"tokenizer has been made anew.*{said}.*--no-resume"):
+            run(_Tokenizer(tmp_path, words), max_steps=4)
+    assert steps_saved(exp) == [2]
+    again = _Tokenizer(tmp_path, ("one", "two", "two"))
+    assert run(again, max_steps=4).step == 4
+
+
+def test_statistics_made_anew_are_refused_on_resume(tmp_path):
+    def model(mean):
+        result = FakeModel()
+        result.register_buffer("feature_mean", torch.full((80,), mean))
+        result.register_buffer("feature_std", torch.ones(80))
+        return result
+
+    make(tmp_path, model=model(-8.0), max_steps=2).fit()
+    with pytest.raises(CheckpointError, match=r"feature statistics.*feature_mean differs by up to 0\.5.*--no-resume"):
+        make(tmp_path, model=model(-8.5), max_steps=4).fit()
+    assert make(tmp_path, model=model(-8.001), max_steps=4).fit().step == 4  # other versions' rounding
+
+
+def test_lines_are_not_doubled_by_a_root_logger(tmp_path, capsys, monkeypatch):
+    """A library that logs through the root logger gives it a handler that prints; files and others still get all."""
+    root = logging.getLogger()
+    kept = logging.FileHandler(tmp_path / "all.log")
+    added = [logging.StreamHandler(sys.stderr), kept]
+    said = []
+
+    def hook(epoch, index):
+        if not said:  # amid the run, as libraries do
+            said.append(True)
+            for handler in added:
+                root.addHandler(handler)
+
+    try:
+        make(tmp_path / "exp", FakeLoader(hook=hook), max_steps=4, log_interval=2).fit()
+    finally:
+        for handler in added:
+            root.removeHandler(handler)
+        kept.close()
+    assert capsys.readouterr().err.count("step 4/4: loss") == 1
+    assert (tmp_path / "all.log").read_text().count("step 4/4: loss") == 1
+    assert logging.getLogger("sumix_stream").propagate

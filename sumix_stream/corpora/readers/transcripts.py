@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from sumix_stream.corpora.names import require_plain_name
 from sumix_stream.corpora.readers.base import Found, Item, ReadOptions, Skipped, split_of
 from sumix_stream.corpora.readers.places import is_audio, open_text, walk
 
@@ -37,6 +38,11 @@ def _chapter(root: Path, folder: Path, tables: list[str], names: list[str], opti
                     continue
                 id, _, text = line.strip().partition(" ")
                 named.add(id)
+                try:
+                    require_plain_name(id, f"{table}, line {number}")
+                except ValueError as error:
+                    yield Skipped(where, number, "bad id", str(error), id)
+                    continue
                 if id not in audio:
                     yield Skipped(where, number, "missing audio", f"{folder / id}.flac", id)
                     continue

@@ -26,11 +26,19 @@ from lhotse.cut import Cut
 from tqdm.auto import tqdm
 
 from sumix_stream.data.batching.lines import Located, SharSource, TextSource
-from sumix_stream.data.manifests import ManifestError, cut_text, manifest_paths, manifests_of, remedy
+from sumix_stream.data.manifests import (
+    ManifestError,
+    cut_text,
+    manifest_paths,
+    manifests_of,
+    remedy,
+    settle,
+    supervision_fault,
+)
 from sumix_stream.tokenizer import Tokenizer
 
-FORMAT = 1  # of the files below: an index of another format is made anew
-UNKNOWN = -1  # number of tokens of a transcript that the tokenizer cannot write
+FORMAT = 2  # of the files below: an index of another format is made anew
+UNKNOWN = -1  # number of tokens of a transcript that the tokenizer cannot write, or of which nobody knows the order
 log = logging.getLogger(__name__)
 
 
@@ -72,20 +80,20 @@ class CutIndex:
 def measure(cut: Cut, tokenizer: Tokenizer) -> tuple[float, int, int]:
     """A row of `Columns`."""
     speaker = next((s.speaker for s in cut.supervisions if s.speaker), None)
-    return cut.duration, num_tokens(cut, tokenizer), zlib.crc32(speaker.encode()) if speaker else 0
+    return cut.duration, num_tokens(cut, tokenizer), zlib.crc32(str(speaker).encode()) if speaker else 0
 
 
 def num_tokens(cut: Cut, tokenizer: Tokenizer) -> int:
     """Tokens of its transcript, or UNKNOWN."""
     tokens = tokenizer.encode(cut_text(cut))
-    return UNKNOWN if tokenizer.unk_id in tokens else len(tokens)
+    return UNKNOWN if tokenizer.unk_id in tokens or supervision_fault(cut) else len(tokens)
 
 
 class _InMemory:
     """Cuts that were not read from manifests: held as they are."""
 
     def __init__(self, cuts: CutSet, tokenizer: Tokenizer):
-        self._cuts = list(cuts)
+        self._cuts = [settle(cut) for cut in cuts]
         if not self._cuts:
             raise ManifestError("no cut is left to train on: the CutSet is empty")
         columns = zip(*(measure(cut, tokenizer) for cut in self._cuts), strict=True)
@@ -126,7 +134,7 @@ class _Indexed:
     def _make(self, tokenizer: Tokenizer, tokens_name: str) -> Path:
         """Write the index to the first place that can be written, whole or not at all."""
         if any(map(_holds_an_index, _places(self.path))):
-            log.warning("%s: changed since it was indexed; indexed anew", self.path)
+            log.warning("%s: changed since it was indexed, or indexed by another release; indexed anew", self.path)
         for place in _places(self.path):
             try:
                 place.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.shar.utils import fill_shar_placeholder
 
-from sumix_stream.data.manifests import ManifestError, remedy
+from sumix_stream.data.manifests import ManifestError, remedy, settle
 
 DAMAGE = (OSError, EOFError, AssertionError, KeyError, TypeError, ValueError, AttributeError, zlib.error)
 
@@ -68,7 +68,9 @@ class TextSource:
         """Raises ManifestError when the bytes are not the cut's any more."""
         line = self._lines.read(int(self.located.line[number]), int(self.located.line_size[number]))
         try:
-            return deserialize_item(json.loads(line))
+            return settle(deserialize_item(json.loads(line)), self.path.absolute().parent)
+        except ManifestError:
+            raise
         except DAMAGE as error:
             raise ManifestError(
                 f"{self._lines.path}: cut {number} cannot be read ({_say(error)}): it has changed since it was "
@@ -149,11 +151,13 @@ def _cuts(path: Path) -> Iterator[tuple[bytes, Cut]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                cut = deserialize_item(json.loads(line))
+                cut = settle(deserialize_item(json.loads(line)))
                 if not isinstance(cut, Cut):
                     raise ValueError(f"a {type(cut).__name__}, not a cut")
                 yield line, cut
                 number += 1
+    except ManifestError as error:
+        raise ManifestError(f"{path}, line {number}: {error}") from None
     except DAMAGE as error:
         raise ManifestError(f"{path}, line {max(number, 1)}: damaged ({_say(error)}); {remedy(path)}") from error
 

@@ -1,0 +1,46 @@
+"""Where a segment may end that is cut by its length: between words, never within one.
+
+A word is known to be complete when the next one begins, so the last word of a long segment goes to the next. Its tokens
+were emitted already; what goes on is only which segment they are shown in.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from sumix_stream.search.greedy import Emissions
+
+LONGEST_WORD = 5.0  # seconds; what goes on for longer without a beginning is no word
+# Scripts that write no spaces, by the first word of their characters' names: each character may begin a word.
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "YI")
+
+
+def begins_word(piece: str) -> bool:
+    """Whether a piece may begin a word: after a space, or in a script that has none."""
+    if not piece or piece.startswith("▁"):
+        return True
+    return not unicodedata.combining(piece[0]) and unicodedata.name(piece[0], "").split(" ")[0].split("-")[0] in (
+        _WITHOUT_SPACES
+    )
+
+
+def last_boundary(pieces: Sequence[str], seconds: Sequence[float], now: float) -> int:
+    """Number of tokens before the last word, which may still go on; all of them where none is open.
+
+    Args:
+        pieces: of the segment's tokens.
+        seconds: when each was emitted.
+        now: seconds decoded.
+    """
+    for n in range(len(pieces) - 1, -1, -1):
+        if begins_word(pieces[n]):
+            return n if now - seconds[n] <= LONGEST_WORD else len(pieces)
+    return len(pieces)
+
+
+def split(found: Emissions, count: int) -> tuple[Emissions, Emissions]:
+    """The first `count` tokens, and the rest."""
+    return Emissions(*(part[:count] for part in found)), Emissions(*(part[count:] for part in found))
+
+
+def joined(first: Emissions, second: Emissions) -> Emissions:
+    return Emissions(*(a + b for a, b in zip(first, second, strict=True)))
