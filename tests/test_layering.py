@@ -32,7 +32,7 @@ LAYER = {
     "cli": 8,
     "command": 9,  # bin/ and egs/: nothing imports them
 }
-FOUNDATION = ("config", "context", "timebase", "features", "audio", "tokenizer", "checksums")
+FOUNDATION = ("config", "context", "timebase", "features", "audio", "tokenizer", "checksums", "trees")
 LINES = 400
 # Paths of one machine, spelt so that this file does not hold them.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:" + "|".join(("work", "home", "root", "Users", "mnt", "scratch")) + r")/\w")

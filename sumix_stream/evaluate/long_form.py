@@ -98,7 +98,7 @@ def long_form(
         raise ValueError("no utterances to play")
     if not (minutes > 0 and bin_minutes > 0):
         raise ValueError(f"minutes and bin_minutes must be above 0, got {minutes} and {bin_minutes}")
-    rate = recognizer.model.timebase.sample_rate
+    rate = recognizer.timebase.sample_rate
     silence = np.zeros(round(gap_seconds * rate), np.float32)
     stream = streaming.create_stream()
     words: list[str] = []  # what is noted here counts as memory too, and is kept small

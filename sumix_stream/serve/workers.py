@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
 from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
 from sumix_stream.serve.logs import log_event, set_up
@@ -52,7 +52,7 @@ class Spawn(NamedTuple):
 
 def default_workers(recognizer: StreamingRecognizer) -> int:
     """One for each core, up to 8, on a CPU; one on a GPU, where one batch of all streams is best."""
-    if recognizer.model.device.type != "cpu":
+    if recognizer.runtime.device != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_WORKERS, cores)
@@ -138,7 +138,7 @@ class Workers:
         if spawn.count < 1:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
-        threads = max(1, torch.get_num_threads() // spawn.count)
+        threads = max(1, get_num_threads() // spawn.count)
         self._nursery = Nursery(spawn.make, can_be_copied(recognizer), threads, _prepare, _live)
         self._workers = [_Worker(self._nursery, metrics) for _ in range(spawn.count)]
 

@@ -5,7 +5,6 @@ import pytest
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
-from sumix_stream.runtime.packed import pack
 from sumix_stream.streaming.endpointing import Endpointing, EndpointRule
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -13,10 +12,10 @@ RATE = 16_000
 
 
 def recognizer(
-    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, packed: bool = False
+    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, runtime: str = "torch"
 ) -> StreamingRecognizer:
-    model = pack(talkative_model(seed=seed)) if packed else talkative_model(seed=seed)
-    return StreamingRecognizer(model, LetterTokenizer(), ChunkContext(chunk, 4), endpointing=endpointing)
+    given = talkative_model(seed=seed), LetterTokenizer(), ChunkContext(chunk, 4)
+    return StreamingRecognizer(*given, endpointing=endpointing, runtime=runtime)
 
 
 def segments(recognizer: StreamingRecognizer, samples: np.ndarray, packet: int) -> list:
@@ -136,8 +135,8 @@ def test_impossible_rules_are_refused(arguments, message):
 @pytest.mark.slow
 def test_an_hour_in_one_stream():
     """State and queue stay small, times count on, and the tokens are those of a stream without endpoints."""
-    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16, packed=True)
-    plain = recognizer(None, chunk=16, packed=True)  # as served: compiled kernels where Numba is
+    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16, runtime="compiled")
+    plain = recognizer(None, chunk=16, runtime="compiled")  # as served: compiled kernels where Numba is
     minutes, minute = 60, [sound(60.0, seed=seed) for seed in range(3)]
     stream, other = cutting.create_stream(), plain.create_stream()
     found, sizes = [], set()
@@ -150,7 +149,7 @@ def test_an_hour_in_one_stream():
                 cutting.reset(stream)
         while plain.decode([other]):
             pass
-        sizes.add(cutting.encoder.nbytes(stream.encoder))
+        sizes.add(cutting.runtime.nbytes(stream.encoder))
         assert stream.features.num_frames < cutting.window
     found.append(stream.finish())
     whole = other.finish()
