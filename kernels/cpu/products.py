@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
@@ -54,7 +53,9 @@ def panels(weight: np.ndarray, bf16: bool = False) -> np.ndarray:
     filled = np.zeros((*others, filled_up(N, WIDTH), K + K % 2 if bf16 else K), np.float32)
     filled[..., :N, :K] = weight
     if bf16:
-        filled = torch.from_numpy(filled).bfloat16().view(torch.int16).numpy().view(np.int32)
+        halves = np.empty(filled.shape, np.int16)
+        _round(filled.reshape(-1, filled.shape[-1]), filled[..., 0].size, halves.reshape(-1, filled.shape[-1]))
+        filled = halves.view(np.int32)
     columns = filled.reshape(*others, -1, WIDTH, filled.shape[-1])
     return np.ascontiguousarray(columns.swapaxes(-1, -2))
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sumix_stream.audio import StreamResampler, check_samples
 from sumix_stream.features import NUM_BINS, FbankStream
-from sumix_stream.runtime.compiled_fbank import compiled_log_mel
 
 
 class FeatureQueue:
@@ -24,7 +23,7 @@ class FeatureQueue:
         self.finished = False
         self.num_frames = 0  # that wait
         self.resampler: StreamResampler | None = None
-        self.fbank = FbankStream(compiled_log_mel())
+        self.fbank = FbankStream()
         self._frames: deque[Tensor] = deque()  # (n, 80) each
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
@@ -40,7 +39,7 @@ class FeatureQueue:
         if self.resampler is None:
             self.resampler = StreamResampler(sample_rate, self.model_rate)
             self.sample_rate = sample_rate
-        self._push(self.fbank.accept(self.resampler.accept(samples)))
+        self._push(torch.from_numpy(self.fbank.accept(self.resampler.accept(samples))))
 
     def finish(self) -> None:
         """Flush resampler and filter bank. Raises ValueError the second time."""
@@ -48,8 +47,8 @@ class FeatureQueue:
             raise ValueError("finish was called twice: this stream is complete")
         self.finished = True
         if self.resampler is not None:
-            self._push(self.fbank.accept(self.resampler.finish()))
-        self._push(self.fbank.finish())
+            self._push(torch.from_numpy(self.fbank.accept(self.resampler.finish())))
+        self._push(torch.from_numpy(self.fbank.finish()))
 
     def peek(self, num_frames: int) -> Tensor:
         """The first frames (n, 80) that wait, n = num_frames or all there are."""
@@ -93,7 +92,7 @@ class FeatureQueue:
         """Raises ValueError or KeyError for what `save` does not write."""
         queue = cls(model_rate)
         queue.sample_rate, queue.finished = values["sample_rate"], values["finished"]
-        queue.fbank = FbankStream.restore(arrays["fbank"].numpy(), values["fbank"], compiled_log_mel())
+        queue.fbank = FbankStream.restore(arrays["fbank"].numpy(), values["fbank"])
         if queue.sample_rate is not None:
             queue.resampler = StreamResampler(queue.sample_rate, model_rate)
             queue.resampler.restore(arrays["resampler"].numpy(), values["resampler"])

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.context import ChunkContext
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.runtime.compiled_fbank import whole_fbank
 from sumix_stream.runtime.exported import ExportedModel
 from sumix_stream.runtime.stream_encoders import make_encoder
 from sumix_stream.search.beam import Scored, beam_decode
@@ -30,7 +30,7 @@ def encode_masked(
     Utterances too short for a feature frame have length 0. A bundle has no whole-utterance forward: its chunks one
     after another give the same.
     """
-    feats = [whole_fbank(samples) for samples in waveforms]
+    feats = [torch.from_numpy(whole_fbank(samples)) for samples in waveforms]
     if isinstance(model, ExportedModel):
         return _encode_chunks(model, feats, context)
     lengths = torch.tensor([len(x) for x in feats], device=model.device)

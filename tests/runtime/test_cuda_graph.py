@@ -6,10 +6,14 @@ from talkative import MIXERS, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders import states
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.cuda_graph import EncoderSlots
 
 CONTEXT = ChunkContext(8, 2)
+
+
+def feats_of(seconds, seed=0):
+    return torch.from_numpy(whole_fbank(sound(seconds, seed=seed)))
 
 
 def alone(encoder, feats):
@@ -55,7 +59,7 @@ def check_streams_in_slots(encoder, slots, utterances, pauses):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_streams_in_slots_equal_streams_alone(mixer):
     encoder = talkative_model(mixer).encoder
-    utterances = [fbank(sound(seconds, seed=i)) for i, seconds in enumerate((2.1, 0.4, 1.3, 3.0, 0.05))]
+    utterances = [feats_of(seconds, seed=i) for i, seconds in enumerate((2.1, 0.4, 1.3, 3.0, 0.05))]
     slots = EncoderSlots(encoder, CONTEXT, 3)
     with torch.inference_mode():
         expected = [alone(encoder, feats)[0] for feats in utterances]
@@ -69,7 +73,7 @@ def test_cuda_graph_equals_streams_alone(mixer):
     from copy import deepcopy
 
     encoder = talkative_model(mixer).encoder
-    utterances = [fbank(sound(seconds, seed=i)) for i, seconds in enumerate((2.1, 0.4, 1.3, 3.0, 0.05))]
+    utterances = [feats_of(seconds, seed=i) for i, seconds in enumerate((2.1, 0.4, 1.3, 3.0, 0.05))]
     with torch.inference_mode():
         expected = [alone(encoder, feats)[0] for feats in utterances]
     on_gpu = deepcopy(encoder).cuda()
@@ -81,7 +85,7 @@ def test_cuda_graph_equals_streams_alone(mixer):
 @torch.inference_mode()
 def test_a_stream_moves_between_slots():
     encoder = talkative_model().encoder
-    feats, window = fbank(sound(1.28)), encoder.window(CONTEXT)
+    feats, window = feats_of(1.28), encoder.window(CONTEXT)
     expected, last = alone(encoder, feats[: 3 * window])
     slots, others = EncoderSlots(encoder, CONTEXT, 2), EncoderSlots(encoder, CONTEXT, 4)
     outs = []
