@@ -22,7 +22,6 @@ from sumix_stream.search.words import words_of
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
-from sumix_stream.tasks.averaging import load_averaged
 from sumix_stream.tasks.checkpoint import load_model
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
@@ -42,7 +41,7 @@ def load(
 
     Args:
         average: of weights: of the last so many checkpoints (5), of the best ("best5"), or "none": without the running
-            average that is otherwise used where training kept one. See sumix_stream.tasks.averaging.
+            average that is otherwise used where training kept one. See sumix_stream.checkpoint.reading.
         precision: fp32, or bf16: of the factors of the encoder's products, on a CPU that has instructions for it. See
             sumix_stream.runtime.packed.
 
@@ -60,7 +59,7 @@ def load(
             raise ValueError(f"{path} is a bundle, whose arithmetic is fixed: leave precision out")
         bundle = open_bundle(path)
         return Recognizer(ExportedModel(bundle), load_tokenizer(bundle))
-    model, tokenizer = load_model(path) if average is None else load_averaged(path, average)
+    model, tokenizer = load_model(path, average)
     model = model.to(device)
     return Recognizer(model if precision == "fp32" else pack(model.eval(), precision), tokenizer)
 
