@@ -27,8 +27,8 @@ setup(
     install_requires=[
         "torch>=2.6",  # networks, autograd
         "triton>=3.4; platform_system == 'Linux' and platform_machine == 'x86_64'",  # GPU kernels; torch brings it too
-        "torchaudio>=2.6",  # sinc resampling of other sample rates
-        "numpy>=1.26",  # audio samples before they are tensors
+        "torchaudio>=2.6",  # lhotse's resampling of training audio; a loss and a resampler that tests compare with
+        "numpy>=1.26",  # audio, resampling, filter bank, checkpoints' arrays
         "kaldi-native-fbank>=1.20",  # the filter bank
         "soundfile>=0.12",  # reads WAV, FLAC, Opus, MP3
         "sentencepiece>=0.2",  # tokenizer

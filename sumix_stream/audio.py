@@ -6,18 +6,21 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from sumix_stream.timebase import Timebase
 
 MODEL_RATE = Timebase().sample_rate
 MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
 _MAX_PEAK = 32.0  # floats beyond this are integers that nobody scaled
-_MAX_KERNEL = 1 << 24  # values of a resampling kernel; rates with no common factor would take gigabytes
+_MAX_PHASES = 1 << 24  # reduced rates multiplied: those with no common factor would hold back seconds of a stream
+_ZERO_CROSSINGS, _ROLLOFF = 6, 0.99  # of the resampling filter: those of torchaudio
+_FEW_PHASES = 8  # up to so many, each is filtered by itself; more are gathered
+_GATHERED = 4096  # outputs whose inputs are gathered at once: they stay in the cache
 _BLOCKS_PER_SECOND = 200  # a stream of tiny pushes is resampled in blocks of 5 ms
 
 _log = logging.getLogger(__name__)
@@ -100,25 +103,75 @@ def check_rate(rate: int) -> None:
         raise AudioError(f"sample rate must be an integer in {MIN_RATE}..{MAX_RATE} Hz, got {rate!r}")
 
 
+class _Filter(NamedTuple):
+    """Windowed-sinc filters that make `num_phases` output samples of every `step` input samples.
+
+    Output p of a step is the inner product of taps[p] with the inputs from offsets[p], counted from `width` inputs
+    before the step's first.
+    """
+
+    taps: np.ndarray  # (num_phases, W) float32
+    offsets: np.ndarray  # (num_phases,)
+    step: int
+    width: int
+
+    @property
+    def span(self) -> int:
+        """Inputs that a step needs."""
+        return 2 * self.width + self.step
+
+    def apply(self, held: np.ndarray, num_steps: int) -> np.ndarray:
+        """Inputs (n,), n >= span + (num_steps - 1) * step -> outputs (num_steps * num_phases,), float32.
+
+        Every output is an inner product of its own, which no matrix product is: the same bits wherever a split falls.
+        """
+        num_phases, num_taps = self.taps.shape
+        out = np.empty((num_steps, num_phases), dtype=np.float32)
+        if num_phases <= _FEW_PHASES:
+            for phase, (taps, offset) in enumerate(zip(self.taps, self.offsets, strict=True)):
+                shape, strides = (num_steps, num_taps), (self.step * held.itemsize, held.itemsize)
+                windows = as_strided(held[offset:], shape, strides, writeable=False)
+                np.einsum("nw,w->n", windows, taps, out=out[:, phase])
+            return out.ravel()
+        windows = sliding_window_view(held, num_taps)
+        size = max(1, _GATHERED // num_phases)
+        for begin in range(0, num_steps, size):
+            steps = np.arange(begin, min(begin + size, num_steps))[:, None]
+            gathered = windows[steps * self.step + self.offsets]
+            np.einsum("npw,pw->np", gathered, self.taps, out=out[begin : begin + size])
+        return out.ravel()
+
+
 @functools.lru_cache(maxsize=32)
-def _kernel(rate: int, new_rate: int) -> tuple[torch.Tensor, int]:
-    """torchaudio's sinc filters (new, 1, 2 * width + orig) for reduced rates orig:new, computed in float64; `width`."""
-    orig, new = (r // math.gcd(rate, new_rate) for r in (rate, new_rate))
-    if orig * new > _MAX_KERNEL:
+def _filter(rate: int, new_rate: int) -> _Filter:
+    """h(t) = b sinc(b t) cos^2(pi b t / (2 * _ZERO_CROSSINGS)) within that many zero crossings, t in input samples,
+    b = _ROLLOFF * min(1, new_rate / rate); in float64 until the taps are stored."""
+    step, num_phases = (r // math.gcd(rate, new_rate) for r in (rate, new_rate))
+    if step * num_phases > _MAX_PHASES:
         raise AudioError(
             f"{rate} Hz cannot be resampled to {new_rate} Hz: they have no large common factor; "
             f"resample to one of 8000, 11025, 22050, 44100 or 48000 Hz first"
         )
     _log.info("audio at %d Hz is resampled to %d Hz", rate, new_rate)
-    # In float32 torchaudio rounds the filters' phases: an error of 1e-5 at rates such as 11,025 Hz.
-    transform = torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float64)
-    return transform.kernel.float(), transform.width
+    band = _ROLLOFF * min(1.0, new_rate / rate)
+    reach = _ZERO_CROSSINGS / band
+    width = math.ceil(reach)
+    if step == 1:  # windows one sample apart: which of two equal strides einsum sums along would be its own choice
+        step, num_phases = 2, 2 * num_phases
+    centres = np.arange(num_phases) * (step / num_phases)
+    num_taps = int(2 * reach) + 1
+    first = np.minimum(np.ceil(centres - reach).astype(np.int64), width + step - num_taps)
+    inputs = first[:, None] + np.arange(num_taps)
+    crossings = (inputs - centres[:, None]) * band
+    window = np.cos(np.clip(crossings, -_ZERO_CROSSINGS, _ZERO_CROSSINGS) * (np.pi / 2 / _ZERO_CROSSINGS)) ** 2
+    return _Filter((band * np.sinc(crossings) * window).astype(np.float32), first + width, step, width)
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int = MODEL_RATE) -> np.ndarray:
     """Float32 samples (S,) at `rate` Hz -> (ceil(S * new_rate / rate),) at `new_rate` Hz; as they are at equal rates.
 
-    torchaudio's windowed sinc (Hann, 6 zero crossings, rolloff 0.99). Raises AudioError for an impossible rate.
+    The windowed sinc of torchaudio's default (Hann, 6 zero crossings, rolloff 0.99), of which a stream's state is a few
+    samples. Raises AudioError for an impossible rate.
     """
     stream = StreamResampler(rate, new_rate)
     return np.concatenate([stream.accept(samples), stream.finish()])
@@ -139,10 +192,9 @@ class StreamResampler:
         self._pending: list[np.ndarray] = []
         self._num_pending = 0
         if rate != new_rate:
-            self._kernel, self._width = _kernel(rate, new_rate)
-            self._step = rate // math.gcd(rate, new_rate)
-            self._block = max(self._step, rate // _BLOCKS_PER_SECOND)
-            self._hold(np.zeros(self._width, dtype=np.float32))
+            self._filter = _filter(rate, new_rate)
+            self._block = max(self._filter.step, rate // _BLOCKS_PER_SECOND)
+            self._hold(np.zeros(self._filter.width, dtype=np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +213,7 @@ class StreamResampler:
             return samples
         self._num_in += len(samples)
         self._hold(samples)
-        if self._num_pending < 2 * self._width + self._step + self._block:
+        if self._num_pending < self._filter.span + self._block:
             return np.zeros(0, dtype=np.float32)
         return self._convolve()
 
@@ -174,7 +226,7 @@ class StreamResampler:
             return np.zeros(0, dtype=np.float32)
         total = -(-self._num_in * self.new_rate // self.rate)
         missing = total - self._num_out
-        self._hold(np.zeros(self._width + self._step, dtype=np.float32))
+        self._hold(np.zeros(self._filter.width + self._filter.step, dtype=np.float32))
         rest = self._convolve()[:missing]
         self._pending.clear()
         return rest
@@ -196,12 +248,11 @@ class StreamResampler:
 
     def _convolve(self) -> np.ndarray:
         held = np.concatenate(self._pending)
-        num_steps = (len(held) - self._kernel.shape[-1]) // self._step + 1
+        num_steps = (len(held) - self._filter.span) // self._filter.step + 1
         if num_steps < 1:
             return np.zeros(0, dtype=np.float32)
-        with torch.no_grad():
-            out = torch.nn.functional.conv1d(torch.from_numpy(held)[None, None], self._kernel, stride=self._step)
-        self._pending = [held[num_steps * self._step :].copy()]
+        out = self._filter.apply(held, num_steps)
+        self._pending = [held[num_steps * self._filter.step :].copy()]
         self._num_pending = len(self._pending[0])
-        self._num_out += num_steps * out.shape[1]
-        return out[0].T.flatten().numpy()
+        self._num_out += len(out)
+        return out

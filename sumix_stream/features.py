@@ -1,4 +1,4 @@
-"""The one filter bank: 80 log-mel bins, for whole utterances, for padded batches (any device) and for streams.
+"""The one filter bank: 80 log-mel bins, for whole utterances and for streams; for batches see data/batch_fbank.py.
 
 Definition (that of kaldi-native-fbank with the options sherpa-onnx sets for NeMo-style transducers): 16 kHz, 25 ms Hann
 windows every 10 ms centred on their shift (snip_edges=false: both ends mirrored), no dither, no DC removal, preemphasis
@@ -6,31 +6,33 @@ windows every 10 ms centred on their shift (snip_edges=false: both ends mirrored
 floored at 2**-23. Samples in [-1, 1]; no normalisation, the model does that.
 
 The spectrum is taken in float64. Quiet bins beside a loud one lose all their digits to float32 rounding, which depends
-on how many frames are transformed at once; in float64 whole utterances, batches and streams agree whatever the split.
+on how many frames are transformed at once. Here no frame's arithmetic depends on its neighbours: whole utterances and
+streams are the same bits, whatever the split. What surrounds the transform is compiled where Numba is installed.
 
-Letters: B batch, S samples, T feature frames, M = 80 bins.
+Letters: S samples, T feature frames, M = 80 bins.
 """
 
 import functools
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import kaldi_native_fbank as knf
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from numpy.lib.stride_tricks import sliding_window_view
 
 from sumix_stream.timebase import Timebase
 
+LogMel = Callable[[np.ndarray, int], np.ndarray]  # (S,) whose frame f starts at sample 160 f, T -> features (T, M)
+
 NUM_BINS = 80
-_TIMEBASE = Timebase()
-_RATE, _SHIFT, _LENGTH = _TIMEBASE.sample_rate, _TIMEBASE.frame_shift, _TIMEBASE.frame_length
-_BEFORE = _TIMEBASE.lookbehind_samples  # frame f reads samples [f * _SHIFT - _BEFORE, f * _SHIFT - _BEFORE + _LENGTH)
-_AFTER = _LENGTH - _BEFORE - _SHIFT // 2  # at most so many samples beyond the end are read by the last frame
+TIMEBASE = Timebase()
+_RATE, _SHIFT, _LENGTH = TIMEBASE.sample_rate, TIMEBASE.frame_shift, TIMEBASE.frame_length
+BEFORE = TIMEBASE.lookbehind_samples  # frame f reads samples [f * _SHIFT - BEFORE, f * _SHIFT - BEFORE + _LENGTH)
+AFTER = _LENGTH - BEFORE - _SHIFT // 2  # at most so many samples beyond the end are read by the last frame
 FFT_SIZE = 512
 PREEMPHASIS = 0.97
 FLOOR = 2.0**-23
-BLOCK = 1024  # frames transformed at once: bounds the memory of hour-long input
+BLOCK = 128  # frames transformed at once: they stay in the cache, and hour-long input takes no more memory
 
 
 def mel_filters() -> np.ndarray:
@@ -44,85 +46,68 @@ def mel_filters() -> np.ndarray:
     return np.array(knf.MelBanks(mel, frame).get_matrix()).T.copy()
 
 
-def hann_window() -> Tensor:
+def hann_window() -> np.ndarray:
     """(_LENGTH,) float64; its first element is zero."""
-    return torch.hann_window(_LENGTH, periodic=True, dtype=torch.float64)
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_LENGTH) / _LENGTH)
 
 
 @functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hann window (_LENGTH,) in the spectrum's type and mel filters (FFT_SIZE // 2 + 1, M) in float32."""
-    spectrum_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    return hann_window().to(device, spectrum_dtype), torch.from_numpy(mel_filters()).to(device)
+def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Window (_LENGTH,); of the filters one behind the other: the frequencies (N,) that each reads, their weights (N,),
+    and where each begins (M,)."""
+    inside = [np.flatnonzero(column) for column in mel_filters().T]
+    bins = [np.arange(found[0], found[-1] + 1) for found in inside]
+    weights = [column[band] for column, band in zip(mel_filters().T, bins, strict=True)]
+    begins = np.cumsum([0, *map(len, bins[:-1])])
+    return hann_window(), np.concatenate(bins), np.concatenate(weights), begins
 
 
-def _log_mel(extended: Tensor, num_frames: int) -> Tensor:
-    """extended (B, S'), whose frame f starts at sample f * _SHIFT -> (B, num_frames, M) float32."""
-    batch_size, size = len(extended), max(1, BLOCK // len(extended))
-    feats = extended.new_empty(batch_size, num_frames, NUM_BINS, dtype=torch.float32)
-    for begin in range(0, num_frames, size):
-        end = min(begin + size, num_frames)
-        feats[:, begin:end] = _log_mel_block(extended[:, begin * _SHIFT : (end - 1) * _SHIFT + _LENGTH])
+def numpy_log_mel(extended: np.ndarray, num_frames: int) -> np.ndarray:
+    """Samples (S,), of which frame f begins at sample 160 f -> features (num_frames, M) float32.
+
+    No matrix product: the bits of one depend on how many frames there are and on where in a block a frame lies.
+    """
+    window, bins, weights, begins = _constants()
+    feats = np.empty((num_frames, NUM_BINS), dtype=np.float32)
+    for begin in range(0, num_frames, BLOCK):
+        block = feats[begin : begin + BLOCK]
+        samples = extended[begin * _SHIFT :][: (len(block) - 1) * _SHIFT + _LENGTH].astype(np.float64)
+        # A window's first sample has no predecessor to be emphasised by, but the Hann window is zero there.
+        samples[1:] -= PREEMPHASIS * samples[:-1]
+        frames = np.zeros((len(block), FFT_SIZE))
+        np.multiply(sliding_window_view(samples, _LENGTH)[::_SHIFT], window, out=frames[:, :_LENGTH])
+        squares = np.square(np.fft.rfft(frames).view(np.float64))
+        power = (squares[:, 0::2] + squares[:, 1::2]).astype(np.float32)
+        np.add.reduceat(power[:, bins] * weights, begins, axis=1, out=block)
+        np.log(np.maximum(block, np.float32(FLOOR), out=block), out=block)
     return feats
 
 
-def _log_mel_of_array(extended: np.ndarray, num_frames: int) -> Tensor:
-    return _log_mel(torch.from_numpy(extended)[None], num_frames)[0]
+@functools.cache
+def compiled_log_mel() -> LogMel:
+    """As `numpy_log_mel`, in a quarter of its time, compiled by Numba. Raises ImportError where that is missing."""
+    from sumix_kernels import cpu
+
+    window, filters = hann_window(), np.ascontiguousarray(mel_filters().T)
+    inside = [np.flatnonzero(row) for row in filters]
+    bounds = np.array([[bins[0], bins[-1] + 1] for bins in inside])
+    floor = np.float32(FLOOR)
+
+    def log_mel(extended: np.ndarray, num_frames: int) -> np.ndarray:
+        feats = np.empty((num_frames, NUM_BINS), np.float32)
+        for begin in range(0, num_frames, BLOCK):
+            block = feats[begin : begin + BLOCK]
+            frames = np.zeros((len(block), FFT_SIZE))
+            cpu.cut_frames(extended[begin * _SHIFT :], _SHIFT, PREEMPHASIS, window, frames)
+            cpu.log_mel(np.fft.rfft(frames), filters, bounds, floor, block)
+        return feats
+
+    return log_mel
 
 
-def _log_mel_block(samples: Tensor) -> Tensor:
-    window, filters = _constants(samples.device)
-    samples = samples.to(window.dtype)
-    # A window's first sample has no predecessor to be emphasised by, but the Hann window is zero there.
-    emphasised = F.pad(samples[:, 1:] - PREEMPHASIS * samples[:, :-1], (1, 0))
-    frames = emphasised.unfold(1, _LENGTH, _SHIFT)
-    padded = frames.new_zeros(*frames.shape[:2], FFT_SIZE)
-    torch.mul(frames, window, out=padded[..., :_LENGTH])
-    squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
-    power = (squares[..., 0] + squares[..., 1]).to(filters.dtype)  # .sum(-1) over pairs takes longer than the transform
-    with torch.autocast(samples.device.type, enabled=False):  # which would take this product in half precision
-        return (power @ filters).clamp_min_(FLOOR).log_()
-
-
-class BatchFbank(nn.Module):
-    """Filter bank of a padded batch, on the device of its waveforms. No parameters, no gradient, no state dict.
-
-    An utterance's features do not depend on what it is padded or batched with, nor on what the padding holds.
-    """
-
-    @torch.no_grad()
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """waveforms (B, S) 16 kHz in [-1, 1], lengths (B,) in samples -> features (B, T, M) float32, lengths (B,).
-
-        T belongs to the padded S, so that nothing waits for the device; frames beyond a length are zero.
-        """
-        if waveforms.ndim != 2 or not waveforms.is_floating_point() or lengths.shape != waveforms.shape[:1]:
-            raise ValueError(
-                "waveforms must be (B, S), floating point, and lengths (B,); got "
-                f"{tuple(waveforms.shape)}, {waveforms.dtype}, and {tuple(lengths.shape)}"
-            )
-        num_frames = _TIMEBASE.num_feature_frames(waveforms.shape[1])
-        feat_lengths = _TIMEBASE.num_feature_frames(lengths)
-        if waveforms.numel() == 0 or num_frames == 0:
-            return waveforms.new_zeros(len(waveforms), num_frames, NUM_BINS, dtype=torch.float32), feat_lengths
-        feats = _log_mel(_mirror_ends(waveforms.float(), lengths), num_frames)
-        padding = torch.arange(num_frames, device=feats.device) >= feat_lengths[:, None]
-        return feats.masked_fill_(padding[:, :, None], 0.0), feat_lengths
-
-
-def _mirror_ends(waveforms: Tensor, lengths: Tensor) -> Tensor:
-    """(B, S) -> (B, _BEFORE + S + _AFTER): each utterance mirrored at its own two ends, as often as it takes."""
-    period = lengths[:, None].clamp_min(1)
-
-    def reflect(index: Tensor) -> Tensor:
-        folded = index % (2 * period)
-        return torch.minimum(folded, 2 * period - 1 - folded)
-
-    before = torch.arange(-_BEFORE, 0, device=waveforms.device)
-    after = lengths[:, None] + torch.arange(_AFTER, device=waveforms.device)
-    head = waveforms.gather(1, reflect(before.expand(len(lengths), -1)))
-    extended = torch.cat([head, waveforms, waveforms.new_zeros(len(lengths), _AFTER)], dim=1)
-    return extended.scatter_(1, _BEFORE + after, waveforms.gather(1, reflect(after)))
+def fastest_log_mel() -> LogMel:
+    """What computes the features of recognition here."""
+    return numpy_log_mel if find_spec("numba") is None else compiled_log_mel()
 
 
 def _as_float32(samples: np.ndarray) -> np.ndarray:
@@ -134,31 +119,34 @@ def _as_float32(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32, copy=False)
 
 
-_BATCH_FBANK = BatchFbank()
-_NO_FRAMES = torch.zeros(0, NUM_BINS)
+def _mirror_both_ends(samples: np.ndarray, num_frames: int) -> np.ndarray:
+    """What the frames of an utterance shorter than a window read: it and its mirror images, as often as it takes."""
+    if num_frames == 0:
+        return samples
+    index = np.arange(-BEFORE, (num_frames - 1) * _SHIFT - BEFORE + _LENGTH) % (2 * len(samples))
+    return samples[np.minimum(index, 2 * len(samples) - 1 - index)]
 
 
-def fbank(samples: np.ndarray) -> Tensor:
+def whole_fbank(samples: np.ndarray, log_mel: LogMel | None = None) -> np.ndarray:
     """Filter bank of a whole utterance: float samples (S,) at 16 kHz in [-1, 1] -> (T, M) float32.
 
     T = (S + 80) // 160. Raises ValueError for anything but a 1-D float array.
     """
-    waveform = torch.from_numpy(np.array(_as_float32(samples)))
-    feats, _ = _BATCH_FBANK(waveform[None], torch.tensor([len(waveform)]))
-    return feats[0]
+    stream = FbankStream(log_mel)
+    return np.concatenate([stream.accept(samples), stream.finish()])
 
 
 class FbankStream:
-    """The filter bank of one utterance that arrives in pieces: the frames of `fbank`, each as soon as it is known.
+    """The filter bank of one utterance that arrives in pieces: `whole_fbank`, each frame as soon as it is known.
 
     Holds one window of samples, whatever the pushes and however long the stream.
 
     Args:
-        log_mel: (S,) of which frame f starts at sample 160 f, and how many frames -> features (T, M); None = PyTorch.
+        log_mel: what computes the frames; None = the fastest there is.
     """
 
-    def __init__(self, log_mel: Callable[[np.ndarray, int], Tensor] | None = None) -> None:
-        self._log_mel = log_mel or _log_mel_of_array
+    def __init__(self, log_mel: LogMel | None = None) -> None:
+        self._log_mel = log_mel or fastest_log_mel()
         self._held = np.empty(_LENGTH, dtype=np.float32)  # from the first sample that the next frame reads
         self._num_held = 0
         self._num_samples = 0
@@ -170,7 +158,7 @@ class FbankStream:
         """Bytes of the remainder: samples kept for frames to come."""
         return self._held.nbytes
 
-    def accept(self, samples: np.ndarray) -> Tensor:
+    def accept(self, samples: np.ndarray) -> np.ndarray:
         """Any number of float samples (n,) at 16 kHz in [-1, 1] -> (m, M) frames that became complete (m may be 0).
 
         Raises ValueError for anything but a 1-D float array, and after `finish`.
@@ -179,24 +167,25 @@ class FbankStream:
         samples = _as_float32(samples)
         self._num_samples += len(samples)
         # The first window begins with the mirrored start of the utterance.
-        missing = _LENGTH if self._num_frames else _LENGTH - _BEFORE
+        missing = _LENGTH if self._num_frames else _LENGTH - BEFORE
         if self._num_held + len(samples) < missing:
             self._hold(samples)
-            return _NO_FRAMES
+            return np.zeros((0, NUM_BINS), np.float32)
         extended, self._num_held = np.concatenate([self._held[: self._num_held], samples]), 0
         if self._num_frames == 0:
-            extended = np.concatenate([extended[:_BEFORE][::-1], extended])
+            extended = np.concatenate([extended[:BEFORE][::-1], extended])
         return self._emit(extended, (len(extended) - _LENGTH) // _SHIFT + 1)
 
-    def finish(self) -> Tensor:
+    def finish(self) -> np.ndarray:
         """The remaining frames (m, M), which read the mirrored end of the utterance."""
         self._check_open()
         self._finished = True
         rest, self._num_held = self._held[: self._num_held], 0
         if self._num_frames == 0:  # shorter than the first window: neither end has been mirrored
-            return fbank(rest)
-        num_frames = _TIMEBASE.num_feature_frames(self._num_samples) - self._num_frames
-        return self._emit(np.concatenate([rest, rest[: -_AFTER - 1 : -1]]), num_frames)
+            num_frames = TIMEBASE.num_feature_frames(len(rest))
+            return self._emit(_mirror_both_ends(rest, num_frames), num_frames)
+        num_frames = TIMEBASE.num_feature_frames(self._num_samples) - self._num_frames
+        return self._emit(np.concatenate([rest, rest[: -AFTER - 1 : -1]]), num_frames)
 
     def save(self) -> tuple[np.ndarray, dict[str, int]]:
         """The remainder (n,) float32, and plain values: all that this stream knows of its past."""
@@ -204,14 +193,9 @@ class FbankStream:
         return self._held[: self._num_held].copy(), values
 
     @classmethod
-    def restore(
-        cls,
-        held: np.ndarray,
-        values: dict[str, int],
-        log_mel: Callable[[np.ndarray, int], Tensor] | None = None,
-    ) -> "FbankStream":
+    def restore(cls, held: np.ndarray, values: dict[str, int]) -> "FbankStream":
         """The inverse of `save`."""
-        stream = cls(log_mel)
+        stream = cls()
         if held.ndim != 1 or len(held) > _LENGTH:
             raise ValueError(f"a filter bank holds at most {_LENGTH} samples, got shape {held.shape}")
         stream._hold(held)
@@ -227,10 +211,9 @@ class FbankStream:
         self._held[self._num_held : self._num_held + len(samples)] = samples
         self._num_held += len(samples)
 
-    @torch.no_grad()
-    def _emit(self, extended: np.ndarray, num_frames: int) -> Tensor:
+    def _emit(self, extended: np.ndarray, num_frames: int) -> np.ndarray:
         if num_frames == 0:
-            return _NO_FRAMES
+            return np.zeros((0, NUM_BINS), np.float32)
         self._num_frames += num_frames
         if not self._finished:
             self._hold(extended[num_frames * _SHIFT :])

@@ -27,7 +27,7 @@ from sumix_stream.audio import check_samples, read_audio, resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.export import FORMATS
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
@@ -117,7 +117,7 @@ class Ways:
                 return [self._pieces(stream.result()) for stream in streams]
 
     def onnx(self) -> list[Tokens]:
-        bundle, feats = FORMAT.open(self.bundle), [fbank(samples).numpy() for samples in self.floats]
+        bundle, feats = FORMAT.open(self.bundle), [whole_fbank(samples) for samples in self.floats]
         found = greedy(bundle, encode_streams(bundle, feats), SEARCH.max_symbols)
         return [[self.recognizer.tokenizer.piece(token) for token in tokens] for tokens in found]
 

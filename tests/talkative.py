@@ -9,7 +9,7 @@ import torch
 from sumix_stream.audio import resample
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.context import ChunkContext
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import Runtime
 from sumix_stream.runtime.registry import make_runtime
 from sumix_stream.tasks.build import build_model
@@ -56,7 +56,7 @@ def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Tr
     )
     model = build_model(config, vocab_size=VOCAB_SIZE, seed=seed)
     telephone = resample(sound(8.0, 8_000, seed=98), 8_000)
-    feats = torch.cat([fbank(sound(8.0, seed=99)), fbank(telephone)])
+    feats = torch.from_numpy(np.concatenate([whole_fbank(sound(8.0, seed=99)), whole_fbank(telephone)]))
     model.set_normalisation(feats.mean(0), feats.std(0))
     for layer in model.encoder.layers:  # a trained model leans on its layers, an untrained one hardly
         layer.scale_residual_outputs((4 * config.encoder.num_layers) ** 0.5)

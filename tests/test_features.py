@@ -1,12 +1,25 @@
+from importlib.util import find_spec
+
 import kaldi_native_fbank as knf
 import numpy as np
 import pytest
 import torch
+from conftest import needs_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sumix_stream.features import NUM_BINS, BatchFbank, FbankStream, fbank, mel_filters
+from sumix_stream.data.batch_fbank import BatchFbank
+from sumix_stream.features import (
+    NUM_BINS,
+    FbankStream,
+    compiled_log_mel,
+    fastest_log_mel,
+    mel_filters,
+    numpy_log_mel,
+    whole_fbank,
+)
 
+KINDS = {"numpy": lambda: numpy_log_mel} | ({"compiled": compiled_log_mel} if find_spec("numba") else {})
 LENGTHS = (0, 1, 79, 80, 81, 119, 120, 121, 159, 160, 200, 279, 280, 281, 399, 400, 401, 559, 560, 561, 1000, 16_000)
 
 
@@ -52,35 +65,36 @@ def textbook_fbank(samples: np.ndarray) -> np.ndarray:
     return np.array(frames).reshape(-1, NUM_BINS)
 
 
-def stream_fbank(samples: np.ndarray, pushes: list[int]) -> torch.Tensor:
-    stream, out, begin = FbankStream(), [], 0
+def stream_fbank(samples: np.ndarray, pushes: list[int], log_mel=None) -> np.ndarray:
+    stream, out, begin = FbankStream(log_mel), [], 0
     for push in pushes:
         out.append(stream.accept(samples[begin : begin + push]))
         begin += push
         assert stream.nbytes == 400 * 4
     out.append(stream.accept(samples[begin:]))
     out.append(stream.finish())
-    return torch.cat(out)
+    return np.concatenate(out)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_samples", LENGTHS)
-def test_equal_to_the_definition(num_samples):
+def test_equal_to_the_definition(num_samples, kind):
     samples = noise(num_samples)
-    feats = fbank(samples)
+    feats = whole_fbank(samples, KINDS[kind]())
     assert feats.shape == ((num_samples + 80) // 160, NUM_BINS)
-    assert feats.dtype == torch.float32
-    np.testing.assert_allclose(feats.numpy(), textbook_fbank(samples), rtol=0, atol=1e-5)
+    assert feats.dtype == np.float32
+    np.testing.assert_allclose(feats, textbook_fbank(samples), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_samples", LENGTHS)
 def test_equal_to_kaldi_native_fbank_at_any_length(num_samples):
     samples = noise(num_samples)
-    np.testing.assert_allclose(fbank(samples).numpy(), library_fbank(samples), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(whole_fbank(samples), library_fbank(samples), rtol=0, atol=1e-4)
 
 
 def test_equal_to_kaldi_native_fbank_on_speech():
     samples = speech_like(160_000)
-    feats, expected = fbank(samples).numpy(), library_fbank(samples)
+    feats, expected = whole_fbank(samples), library_fbank(samples)
     error = np.abs(feats - expected)
     # The library's float32 spectrum has an error in proportion to the frame's loudest bin: bins 40 dB below it (and
     # those are few) carry more of it than 1e-4; ours are the true ones, as the textbook test says.
@@ -93,18 +107,17 @@ def test_equal_to_kaldi_native_fbank_on_speech():
 
 @pytest.mark.parametrize("samples", [np.zeros(2_000), np.full(2_000, 0.5), np.full(2_000, -1.0)], ids=["0", "dc", "-1"])
 def test_constant_input_is_finite_and_floored(samples):
-    feats = fbank(samples)
-    assert feats.isfinite().all()
+    feats = whole_fbank(samples)
+    assert np.isfinite(feats).all()
     assert feats.min() >= np.float32(np.log(2.0**-23))
 
 
 def test_a_full_scale_tone_streams_exactly():
     """In float32 the bins beside a tone would depend on how many frames are transformed at once."""
     samples = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
-    whole = fbank(samples)
+    whole = whole_fbank(samples)
     for push in (160, 1_000, 7_777):
-        streamed = stream_fbank(samples, [push] * (len(samples) // push))
-        torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(stream_fbank(samples, [push] * (len(samples) // push)), whole)
 
 
 @pytest.mark.parametrize("num_samples", LENGTHS)
@@ -112,14 +125,19 @@ def test_a_full_scale_tone_streams_exactly():
 def test_streaming_at_every_length(num_samples, push):
     samples = noise(min(num_samples, 2_000))
     streamed = stream_fbank(samples, [push] * (len(samples) // push))
-    torch.testing.assert_close(streamed, fbank(samples), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(streamed, whole_fbank(samples))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 4_000), st.lists(st.integers(0, 1_500), max_size=12), st.integers(0, 9))
-def test_streaming_with_any_pushes(num_samples, pushes, seed):
-    samples = noise(num_samples, seed)
-    torch.testing.assert_close(stream_fbank(samples, pushes), fbank(samples), rtol=0, atol=1e-5)
+@given(
+    st.integers(0, 4_000),
+    st.lists(st.integers(0, 1_500), max_size=12),
+    st.integers(0, 9),
+    st.sampled_from(sorted(KINDS)),
+)
+def test_streaming_with_any_pushes(num_samples, pushes, seed, kind):
+    samples, kind = noise(num_samples, seed), KINDS[kind]()
+    np.testing.assert_array_equal(stream_fbank(samples, pushes, kind), whole_fbank(samples, kind))
 
 
 def test_frames_come_as_soon_as_their_window_is_complete():
@@ -138,7 +156,7 @@ def test_a_stream_keeps_no_reference_to_what_is_pushed():
         out.append(stream.accept(buffer))
         buffer[:] = np.nan
     out.append(stream.finish())
-    torch.testing.assert_close(torch.cat(out), fbank(samples), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate(out), whole_fbank(samples))
 
 
 @settings(max_examples=30, deadline=None)
@@ -150,16 +168,32 @@ def test_batches_do_not_mix_nor_read_their_padding(lengths, extra):
     feats, feat_lengths = BatchFbank()(waveforms, torch.tensor(lengths))
     assert feats.shape == (len(lengths), (waveforms.shape[1] + 80) // 160, NUM_BINS)
     for i, length in enumerate(lengths):
-        alone = fbank(noise(length, i))
+        alone = whole_fbank(noise(length, i))
         assert feat_lengths[i] == len(alone)
-        torch.testing.assert_close(feats[i, : len(alone)], alone, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(feats[i, : len(alone)], alone, rtol=0, atol=1e-5)
         assert (feats[i, len(alone) :] == 0).all()
+
+
+@needs_numba
+def test_the_compiled_one_is_taken_where_it_can_be():
+    assert fastest_log_mel() is compiled_log_mel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_speech_with_silence_in_any_packets(kind):
+    samples = np.concatenate([speech_like(30_000), np.zeros(4_000, np.float32), speech_like(7_001)])
+    whole = whole_fbank(samples, KINDS[kind]())
+    np.testing.assert_allclose(whole, textbook_fbank(samples), rtol=0, atol=1e-5)
+    for push in (7, 777, 5_000):
+        np.testing.assert_array_equal(stream_fbank(samples, [push] * (len(samples) // push), KINDS[kind]()), whole)
 
 
 def test_long_input_is_computed_in_blocks_that_do_not_show():
     samples = noise(16_000 * 40)
-    whole, late = fbank(samples), fbank(samples[16_000 * 30 :])
-    torch.testing.assert_close(whole[3_001:], late[1:], rtol=0, atol=1e-5)
+    whole, late = whole_fbank(samples), whole_fbank(samples[16_000 * 30 :])
+    np.testing.assert_array_equal(whole[3_001:], late[1:])
+    batched, _ = BatchFbank()(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
+    np.testing.assert_allclose(batched[0], whole, rtol=0, atol=1e-5)
 
 
 def test_batches_under_autocast_and_without_state():
@@ -185,7 +219,7 @@ def test_batches_on_a_gpu():
 
 @pytest.mark.parametrize("samples", [np.zeros((2, 100), np.float32), np.zeros(100, np.int16)], ids=["stereo", "int16"])
 def test_bad_samples_are_refused(samples):
-    for function in (fbank, FbankStream().accept):
+    for function in (whole_fbank, FbankStream().accept):
         with pytest.raises(ValueError, match=r"1-D float array in \[-1, 1\]"):
             function(samples)
 

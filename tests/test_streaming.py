@@ -16,7 +16,7 @@ from textbook import transcribe_masked
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.conformer import ConformerEncoder
 from sumix_stream.evaluate.exactness import TOLERANCE, Exactness, compare, encode_masked, exactness_grid
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import plain
 from sumix_stream.streaming.stream import StreamingRecognizer
 from sumix_stream.tasks.build import build_model
@@ -207,7 +207,7 @@ def moved_frames(encoder: ConformerEncoder, context: ChunkContext, feature_frame
 @torch.inference_mode()
 def test_one_feature_frame_moves_exactly_what_the_context_says(mixer, context):
     encoder = talkative_model(mixer).encoder
-    feats = fbank(sound(3.19))[None]
+    feats = torch.from_numpy(whole_fbank(sound(3.19)))[None]
     lengths = torch.tensor([feats.shape[1]])
     before, _ = encoder(feats, lengths, context)
     for feature_frame in (0, 1, 31, 127, 128, 163, 200, 318):

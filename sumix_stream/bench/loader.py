@@ -19,10 +19,10 @@ from sumix_kernels.bench.run import environment
 from sumix_stream.config import RecipeConfig
 from sumix_stream.data.augment import noise, rooms, waveforms
 from sumix_stream.data.augment.spec_augment import SpecAugment
+from sumix_stream.data.batch_fbank import BatchFbank
 from sumix_stream.data.batching import index
 from sumix_stream.data.batching import loader as batches
 from sumix_stream.data.batching.loader import TrainLoader
-from sumix_stream.features import BatchFbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape
 from sumix_stream.bench.encoder import TOLERANCE, audio_figures, autocast, context_of, make_features, mixer_config
 from sumix_stream.tasks.build import build_model
-from sumix_stream.tasks.transducer.losses import LossScales
 from sumix_stream.timebase import Timebase
 
-_SCALES = LossScales(0.5, 1.0, 0.3)
+_WEIGHTS = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3}
 
 
 def _make(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
@@ -37,7 +36,7 @@ def _prepare(mixer: str):
 def _loss(inputs: Inputs, shape: Shape) -> Tensor:
     batch = (inputs[name] for name in ("feats", "lengths", "tokens", "token_lengths"))
     with autocast(inputs, shape):
-        return inputs["model"](*batch, context_of(shape), _SCALES).total
+        return inputs["model"](*batch, context_of(shape), _WEIGHTS).total
 
 
 def _passes(contender: Contender, inputs: Inputs, shape: Shape) -> dict[str, Callable[[], object]]:

@@ -16,7 +16,7 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     from sumix_stream.corpora.preparation import read_stats
     from sumix_stream.data import TrainLoader, load_cuts, read_valid
     from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
-    from sumix_stream.tasks.build import build_model
+    from sumix_stream.tasks.base import make_task
     from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.division import batches_per_process
     from sumix_stream.train.precision import make_fabric
@@ -26,7 +26,7 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     config, data = recipe.train, recipe.data
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
     train, valid = load_cuts(data.train_cuts), data.valid_cuts and load_cuts(data.valid_cuts)
-    model = build_model(recipe.model, tokenizer.vocab_size, config.seed)
+    model = make_task(recipe.task).build(recipe.model, tokenizer.vocab_size, config.seed)
     model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
     fabric = make_fabric(config)
     rank, world = fabric.global_rank, fabric.world_size

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 from sumix_stream.config.checks import require, require_choice, require_range
+from sumix_stream.registry import ENCODERS, MIXERS
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Conformer encoder. Sizes in channels; `conv_kernel` in encoder frames (odd)."""
+    """The encoder. Sizes in channels; `conv_kernel` in encoder frames (odd)."""
 
+    kind: str = "conformer"
     dim: int = 144
     num_layers: int = 6
     ffn_dim: int = 576
@@ -22,7 +24,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         require_range(self, "dim num_layers ffn_dim num_heads conv_kernel subsampling_channels", 1)
-        require_choice(self, "mixer", ("summary", "attention"))
+        require_choice(self, "kind", ENCODERS.names)
+        require_choice(self, "mixer", MIXERS.names)
         require_choice(self, "summary_variant", ("fast", "full", "lite", "expdecay"))
         require(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
         require(self, "conv_kernel", self.conv_kernel % 2 == 1, "odd (the convolution is centred)")

@@ -15,7 +15,7 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from tqdm.auto import tqdm
 
 from sumix_stream.audio import read_audio
-from sumix_stream.features import NUM_BINS, fbank
+from sumix_stream.features import NUM_BINS, whole_fbank
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import train_tokenizer
 
@@ -126,7 +126,7 @@ def write_stats(out_dir: Path, max_seconds: float = 3600.0) -> None:
     cuts = CutSet.from_jsonl_lazy(out_dir / "cuts_train.jsonl.gz")
     with tqdm(desc="feature statistics", unit="s", unit_scale=True, total=max_seconds, disable=None) as progress:
         for cut in cuts:
-            feats = fbank(read_audio(cut.recording.sources[0].source)[0]).double().numpy()
+            feats = whole_fbank(read_audio(cut.recording.sources[0].source)[0]).astype(np.float64)
             total += feats.sum(0)
             squares += np.square(feats).sum(0)
             num_frames += len(feats)

@@ -10,14 +10,11 @@ from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.convolution import ChunkConvolution
 from sumix_stream.encoders.masking import mask_frames
-from sumix_stream.encoders.mixers.attention import ChunkedAttention
-from sumix_stream.encoders.mixers.summary import SummaryMixing
 from sumix_stream.encoders.states import EncoderState, LayerState
 from sumix_stream.encoders.subsampling import ConvSubsampling
 from sumix_stream.features import NUM_BINS
+from sumix_stream.registry import MIXERS
 from sumix_stream.timebase import Timebase
-
-MIXERS = {"summary": SummaryMixing, "attention": ChunkedAttention}
 
 
 class FeedForward(nn.Sequential):
@@ -45,7 +42,7 @@ class ConformerLayer(nn.Module):
         super().__init__()
         self.ffn1 = FeedForward(config)
         self.mixer_norm = nn.LayerNorm(config.dim)
-        self.mixer = MIXERS[config.mixer](config)
+        self.mixer = MIXERS.get(config.mixer)(config)
         self.conv_norm = nn.LayerNorm(config.dim)
         self.conv = ChunkConvolution(config)
         self.ffn2 = FeedForward(config)
@@ -105,6 +102,16 @@ class ConformerEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, lengths, context)
         return x, lengths
+
+    @property
+    def peak_rate(self) -> float:
+        return min(layer.mixer.peak_rate for layer in self.layers)
+
+    def describe(self) -> str:
+        return f"conformer with {self.layers[0].mixer.describe()}"
+
+    def state_grows(self, context: ChunkContext) -> bool:
+        return any(layer.mixer.state_grows(context) for layer in self.layers)
 
     def window(self, context: ChunkContext) -> int:
         """Feature frames that a step takes."""

@@ -73,6 +73,11 @@ class Evaluation:
         return self.word_errors.wer
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """What a training's validation goes by."""
+        return {"wer": self.wer}
+
+    @property
     def rtf(self) -> float:
         return self.compute_seconds / self.audio_seconds if self.audio_seconds else 0.0
 

@@ -9,12 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.audio import check_samples, resample
 from sumix_stream.context import ChunkContext
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import plain
 from sumix_stream.runtime.registry import make_runtime
 from sumix_stream.runtime.torch import module_of
 from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.greedy import greedy_decode
-from sumix_stream.streaming.feature_queue import whole_features
 from sumix_stream.streaming.offline import to_hypothesis
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.tasks.transducer.model import Transducer
@@ -54,7 +54,7 @@ def encode_masked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encoder frames (B, T, D) and lengths (B,) of whole utterances by `Encoder.forward`, which no runtime's chunks
     come near: float32 (S,) each, at the model's sample rate."""
-    feats = [torch.from_numpy(whole_features(samples)) for samples in waveforms]
+    feats = [torch.from_numpy(whole_fbank(samples)) for samples in waveforms]
     lengths = torch.tensor([len(x) for x in feats], device=model.device)
     padded = pad_sequence(feats, batch_first=True).to(model.device)
     if padded.shape[1] == 0:

@@ -97,7 +97,7 @@ def write(folder: Path, facts: Facts, how_to: str) -> None:
 
 def _readme(card: Mapping[str, Any], facts: Facts, how_to: str) -> str:
     encoder, left = facts.model.config.encoder, card["left_context_chunks"]
-    mixer = encoder.mixer if encoder.mixer == "attention" else f"SummaryMixing ({encoder.summary_variant})"
+    mixer = facts.model.encoder.layers[0].mixer.describe()
     rows = [
         ("format", card["format"]),
         ("languages", ", ".join(card["languages"])),

@@ -12,7 +12,7 @@ from sumix_stream.audio import read_audio, resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.babble import babble
 from sumix_stream.export.bundle import encode_streams, greedy
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.bundle import Bundle
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import Timebase
@@ -56,7 +56,7 @@ def check_parity(
 
     Raises ParityError where an encoder frame differs by more than 1e-4, or a token differs.
     """
-    feats = [fbank(samples) for samples in utterances]
+    feats = [torch.from_numpy(whole_fbank(samples)) for samples in utterances]
     feats = [part for part in feats if len(part)]
     if not feats:
         raise ValueError("the audio for the parity check holds no feature frame: give longer recordings")

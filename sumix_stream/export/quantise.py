@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.graph import annotate
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.bundle import Bundle
 from sumix_stream.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ def word_errors(bundle: Bundle, tokenizer: Tokenizer, utterances: Iterable["Utte
     def results() -> Iterator[tuple[str, str, str]]:
         remaining = iter(utterances)
         while batch := list(islice(remaining, _BATCH)):
-            feats = [fbank(utterance.samples).numpy() for utterance in batch]
+            feats = [whole_fbank(utterance.samples) for utterance in batch]
             for utterance, tokens in zip(batch, greedy(bundle, encode_streams(bundle, feats))):
                 yield utterance.id, utterance.text, tokenizer.decode(tokens)
 

@@ -30,10 +30,10 @@ class EncoderStep(nn.Module):
         super().__init__()
         self.encoder, self.context = encoder, context
         self.window = encoder.window(context)
-        if encoder.config.mixer == "attention" and context.left_context is None:
+        if encoder.state_grows(context):
             raise ValueError(
-                "attention with an unlimited left context keeps all it has heard, and an exported step has a state of "
-                "fixed size: give --left-context a number of chunks"
+                f"{encoder.describe()} with an unlimited left context keeps all it has heard, and an exported step has "
+                "a state of fixed size: give --left-context a number of chunks"
             )
         self._template = encoder.init_state(1, context)
         self.fresh = {name: tensor for name, tensor in named_leaves(self._template) if tensor.numel()}

@@ -20,7 +20,7 @@ from sumix_kernels import rnnt_loss_smoothed
 from sumix_stream.config import LossConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.manifests import Utterance, load_cuts, read_valid
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.report.records import PICTURE_LIST, PICTURES
 from sumix_stream.tasks.checkpoint import write_text_atomically
 from sumix_stream.tasks.transducer.model import Transducer
@@ -135,7 +135,7 @@ class Pictures:
         """Write PNG files and their list into the experiment's folder `pictures`; the pixels (H, W, 3) by name."""
         drawn, entries = {}, []
         for number, utterance in enumerate(self._utterances, 1):
-            feats = fbank(utterance.samples)
+            feats = torch.from_numpy(whole_fbank(utterance.samples))
             tokens = self._tokenizer.encode(utterance.text)
             try:
                 alignment = align(model, feats, tokens, self._context, self._loss)

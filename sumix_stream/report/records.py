@@ -29,11 +29,16 @@ class RunRecords:
 
     exp_dir: Path
     steps: list[dict[str, Any]] = field(default_factory=list)  # a line of metrics.jsonl for each step
-    validations: list[tuple[int, float]] = field(default_factory=list)  # (step, word error rate)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (step, measures by name)
     starts: list[dict[str, Any]] = field(default_factory=list)  # lines of runs.jsonl
     validation: dict[str, Any] = field(default_factory=dict)  # the last one, utterance by utterance
     decoded: list[Decoded] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def measured(self) -> list[tuple[int, float]]:
+        """(step, the measure that the best checkpoint goes by) of each validation."""
+        return [(step, next(iter(measures.values()))) for step, measures in self.validations]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -52,13 +57,26 @@ class RunRecords:
         lines = list(_json_lines(exp_dir / METRICS))
         return cls(
             exp_dir,
-            steps=[line for line in lines if "learning_rate" in line],
-            validations=[(line["step"], line["valid_wer"]) for line in lines if "valid_wer" in line],
+            steps=[_with_parts(line) for line in lines if "learning_rate" in line],
+            validations=[(line["step"], measures) for line in lines if (measures := _measures(line))],
             starts=list(_json_lines(exp_dir / RUNS)),
             validation=_json(exp_dir / VALIDATION),
             decoded=_decoded(exp_dir),
             pictures=list(_json(exp_dir / PICTURES / PICTURE_LIST).get("pictures", [])),
         )
+
+
+def _with_parts(line: dict[str, Any]) -> dict[str, Any]:
+    """A step with the parts of its loss by name; version 0.1 wrote them beside the other keys."""
+    if "parts" in line:
+        return line
+    old = {name: line[name] for name in ("simple", "pruned", "ctc", "consistency") if line.get(name)}
+    return line | {"parts": old}
+
+
+def _measures(line: dict[str, Any]) -> dict[str, float]:
+    """Of a validation; version 0.1 wrote the word error rate alone."""
+    return line.get("valid") or ({"wer": line["valid_wer"]} if "valid_wer" in line else {})
 
 
 def _decoded(exp_dir: Path) -> list[Decoded]:

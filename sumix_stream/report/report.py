@@ -62,10 +62,11 @@ def _state(run: RunRecords) -> str:
 
 
 def _headline(run: RunRecords) -> Iterator[tuple[str, str]]:
-    if run.validations:
-        best_step, best = min(run.validations, key=lambda item: (item[1], -item[0]))
-        yield f"lowest validation WER, step {best_step}", _percent(best)
-        yield f"last validation WER, step {run.validations[-1][0]}", _percent(run.validations[-1][1])
+    if run.measured:
+        name = _measure_name(next(iter(run.validations[-1][1])))
+        best_step, best = min(run.measured, key=lambda item: (item[1], -item[0]))
+        yield f"lowest validation {name}, step {best_step}", _percent(best)
+        yield f"last validation {name}, step {run.measured[-1][0]}", _percent(run.measured[-1][1])
     if not run.steps:
         yield "steps", "0"
         return
@@ -82,21 +83,30 @@ def _curves(run: RunRecords) -> Iterator[str]:
     def series(name: str, key: str) -> Series:
         return Series(name, [(step["step"], step[key]) for step in run.steps if key in step and not step["skipped"]])
 
-    wer = Series("WER", [(step, 100 * wer) for step, wer in run.validations])
-    parts = [series(name, key) for name, key in (("simple", "simple"), ("pruned", "pruned"), ("CTC", "ctc"))]
-    if any(step.get("consistency") for step in run.steps):
-        parts.append(series("consistency", "consistency"))
+    names = list(run.steps[-1]["parts"]) if run.steps else []
+    good = [step for step in run.steps if not step["skipped"]]
+    parts = [Series(name, [(s["step"], s["parts"][name]) for s in good if name in s["parts"]]) for name in names]
+    measures = list(run.validations[-1][1]) if run.validations else ["wer"]
+    validation = [
+        Series(_measure_name(name), [(step, 100 * found[name]) for step, found in run.validations if name in found])
+        for name in measures
+    ]
     nats = "nats an encoder frame"
     yield _grid(
         line_chart("Loss", [series("total", "loss")], unit=nats),
         line_chart("Loss by part", parts, unit=nats),
-        line_chart("Validation", [wer], unit="word error rate, %"),
+        line_chart("Validation", validation, unit="%"),
         line_chart("Learning rate", [series("of the step", "learning_rate")]),
         line_chart("Gradient", [series("norm before clipping", "grad_norm")], log=True),
     )
     if run.validations:
-        rows = [(str(step), _percent(wer)) for step, wer in run.validations]
-        yield details(f"{len(rows)} validations", table(("step", "WER"), rows, text_columns=0))
+        rows = [(str(step), *(_percent(found.get(name)) for name in measures)) for step, found in run.validations]
+        head = ("step", *map(_measure_name, measures))
+        yield details(f"{len(rows)} validations", table(head, rows, text_columns=0))
+
+
+def _measure_name(name: str) -> str:
+    return {"wer": "WER", "cer": "CER"}.get(name, name.replace("_", " "))
 
 
 def _module_curves(run: RunRecords) -> Iterator[str]:

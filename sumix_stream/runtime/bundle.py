@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sumix_stream.checkpoint.layout import TOKENIZER
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.timebase import Timebase
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 State = list[np.ndarray]  # streams on the first axis
 
-TOKENIZER = "tokenizer.model"  # as a checkpoint's
 ENCODER, JOINER, TOKENS = "encoder.onnx", "joiner.onnx", "tokens.txt"
 DECODER = "decoder.onnx"  # the predictor, in sherpa-onnx's words
 PREDICTOR = "predictor.onnx"  # the same under plain names

@@ -63,6 +63,8 @@ class CompiledRuntime:
         encoder = model.config.encoder
         if model.device != "cpu":
             return f"it runs on the CPU, not on {model.device}"
+        if encoder.kind != "conformer":
+            return f"an encoder of kind {encoder.kind} has not been compiled, only conformer"
         if encoder.mixer != "summary":
             return f"mixer {encoder.mixer} has not been compiled, only SummaryMixing"
         if encoder.summary_variant != "fast":

@@ -74,7 +74,7 @@ class TorchRuntime:
         self._rows = self._fresh = None  # under full context there is no state, where it grows there are no rows
         if self._window is not None:
             self._fresh = self.model.encoder.init_state(1, context)
-            if not _grows(weights, context):
+            if not self.model.encoder.state_grows(context):
                 self._rows = TensorRows(self._fresh)
                 self._step_rows = self._rows.of_step(self.model.encoder.step)
         on_gpu = self._device.type == "cuda" and weights.cuda_graph and self._rows is not None
@@ -178,7 +178,3 @@ def module_of(weights: Weights) -> Transducer:
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.arrays.items()})
         weights.module = model.to(weights.device).eval()
     return weights.module
-
-
-def _grows(weights: Weights, context: ChunkContext) -> bool:
-    return weights.config.encoder.mixer == "attention" and context.left_context is None

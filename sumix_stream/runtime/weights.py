@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from sumix_stream.checkpoint import read_checkpoint
 from sumix_stream.config import ModelConfig
 from sumix_stream.config.reader import to_dict
 from sumix_stream.timebase import Timebase
+from sumix_stream.tokenizer import Tokenizer
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -51,6 +54,14 @@ class Weights:
         self.module = module
         if arrays is not None:
             self.arrays = arrays
+
+    @classmethod
+    def read(
+        cls, path: str | os.PathLike, average: int | str | None = None, **options: Any
+    ) -> tuple[Weights, Tokenizer]:
+        """Of a checkpoint or experiment directory, with its tokenizer; raises as `checkpoint.read_checkpoint`."""
+        found = read_checkpoint(path, average)
+        return cls(found.config, found.vocab_size, found.arrays, source=str(path), **options), found.tokenizer
 
     @classmethod
     def of(cls, module: Any, **options: Any) -> Weights:

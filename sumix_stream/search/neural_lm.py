@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sumix_stream.checkpoint.arrays import load_arrays
+from sumix_stream.checkpoint.layout import CONFIG, WEIGHTS, CheckpointError, load_yaml
 from sumix_stream.config import ConfigError, PredictorConfig
 from sumix_stream.config.reader import from_dict
 from sumix_stream.runtime.base import PredictorState
-from sumix_stream.runtime.loading import CONFIG, WEIGHTS, CheckpointError, load_arrays, load_yaml
 from sumix_stream.runtime.weights import digest
 from sumix_stream.search.beam import log_softmax
 

@@ -101,14 +101,6 @@ class FeatureQueue:
         return queue
 
     def _push(self, feats: np.ndarray) -> None:
-        feats = np.asarray(feats)
         if len(feats):
             self._frames.append(feats)
             self.num_frames += len(feats)
-
-
-def whole_features(samples: np.ndarray) -> np.ndarray:
-    """The filter bank (T, 80) of float samples (S,) at the model's rate: the same bits as a stream's, whatever its
-    packets."""
-    fbank = FbankStream()
-    return np.concatenate([np.asarray(fbank.accept(samples)), np.asarray(fbank.finish())])

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sumix_stream.features import NUM_BINS
+from sumix_stream.features import NUM_BINS, whole_fbank
 from sumix_stream.runtime.base import Frames, Runtime, chunk_frames, plain
 from sumix_stream.search.beam import Scored, beam_decode
 from sumix_stream.search.greedy import Emissions, greedy_decode
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import GREEDY, SearchOptions
-from sumix_stream.streaming.feature_queue import whole_features
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 
@@ -22,7 +21,7 @@ def encode_whole(runtime: Runtime, waveforms: Sequence[np.ndarray]) -> tuple[Fra
 
     Utterances too short for a feature frame have length 0.
     """
-    feats = [whole_features(samples) for samples in waveforms]
+    feats = [whole_fbank(samples) for samples in waveforms]
     longest = max(map(len, feats), default=0)
     window = chunk_frames(runtime.timebase, runtime.context) or max(longest, 1)
     states = [runtime.fresh_state() for _ in feats]

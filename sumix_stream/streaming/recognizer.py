@@ -13,7 +13,6 @@ from sumix_stream.audio import check_samples, read_audio, resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.base import Runtime
 from sumix_stream.runtime.bundle import OnnxFiles, is_bundle, load_tokenizer, open_bundle
-from sumix_stream.runtime.loading import load_weights
 from sumix_stream.runtime.registry import AUTO, DEFAULT, as_context, check_name, make_runtime
 from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.hypothesis import Hypothesis, Word
@@ -41,7 +40,7 @@ def load(
 
     Args:
         average: of weights: of the last so many checkpoints (5), of the best ("best5"), or "none": without the running
-            average that is otherwise used where training kept one. See sumix_stream.tasks.averaging.
+            average that is otherwise used where training kept one. See sumix_stream.checkpoint.reading.
         precision: fp32, or bf16: of the factors of the encoder's products, on a CPU that has instructions for it.
         runtime: who computes: torch, compiled or onnx, or auto, which tells the log whom it took and why.
 
@@ -60,7 +59,7 @@ def load(
             raise ValueError(f"{path} is a bundle, whose arithmetic is fixed: leave precision out")
         bundle = open_bundle(path)
         return Recognizer(bundle, load_tokenizer(bundle), runtime)
-    weights, tokenizer = load_weights(path, average, device=device, precision=precision)
+    weights, tokenizer = Weights.read(path, average, device=device, precision=precision)
     recognizer = Recognizer(weights, tokenizer, runtime)
     recognizer.runtime(recognizer.context())  # what cannot run is said now
     return recognizer

@@ -77,10 +77,8 @@ def results_table(variations: Sequence[Variation], exit_codes: dict[Path, int] |
 
     A run that has not begun or not ended says so in its own row.
     """
-    head = (
-        "| run | seed | steps | hours | last WER, % | best WER, % (step) | simple | pruned | CTC | parameters | state |"
-    )
-    lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
+    head = "| run | seed | steps | hours | last WER, % | best WER, % (step) | losses | parameters | state |"
+    lines = [head, "|---|--:|--:|--:|--:|--:|---|--:|---|"]
     for variation in variations:
         code = (exit_codes or {}).get(variation.exp_dir)
         try:
@@ -100,19 +98,18 @@ def _row(variation: Variation, run: RunRecords, code: int | None) -> list[str]:
         state = "not begun"
     else:
         state = "" if done == goal else f"stopped before {goal}"
-    last = f"{100 * run.validations[-1][1]:.2f}" if run.validations else ""
+    last = f"{100 * run.measured[-1][1]:.2f}" if run.measured else ""
     best = ""
-    if run.validations:
-        step, wer = min(run.validations, key=lambda item: (item[1], -item[0]))
+    if run.measured:
+        step, wer = min(run.measured, key=lambda item: (item[1], -item[0]))
         best = f"{100 * wer:.2f} ({step})"
     good = [step for step in run.steps[-max(1, len(run.steps) // 10) :] if not step["skipped"]]
-    losses = [
-        f"{sum(step[key] for step in good) / len(good):.3f}" if good else "" for key in ("simple", "pruned", "ctc")
-    ]
+    names = good[-1]["parts"] if good else ()
+    losses = ", ".join(f"{name} {sum(step['parts'][name] for step in good) / len(good):.3f}" for name in names)
     hours = f"{sum(step['seconds'] for step in run.steps) / 3600:.1f}"
     parameters = (run.starts[-1].get("system") or {}).get("parameters") if run.starts else None
     size = "" if parameters is None else f"{parameters:,}"
-    return [variation.name, str(variation.seed), str(done), hours, last, best, *losses, size, state]
+    return [variation.name, str(variation.seed), str(done), hours, last, best, losses, size, state]
 
 
 def _inline(value: Any) -> str:

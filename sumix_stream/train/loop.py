@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -22,9 +22,8 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.data.batching.loader import Batch
 from sumix_stream.encoders.chunking import ChunkSampler
 from sumix_stream.report.run_page import RunPage, setting_changes, system_facts
+from sumix_stream.tasks.base import TaskLoss, TaskModel, Validation, make_task
 from sumix_stream.tasks.checkpoint import CheckpointError
-from sumix_stream.tasks.transducer.losses import TransducerLoss, loss_scales
-from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import resume as run_state
 from sumix_stream.train.agreement import Agreement
@@ -42,19 +41,11 @@ from sumix_stream.train.step import BatchBackward, Objective
 from sumix_stream.train.trial import try_batches
 
 
-class Validation(Protocol):
-    """What a validation returns: word error rate as a fraction, and a line about it."""
-
-    wer: float
-
-    def summary(self) -> str: ...
-
-
 class FitResult(NamedTuple):
     """How a run ended."""
 
     step: int  # steps done
-    wer: float | None  # of the last validation, a fraction
+    metrics: dict[str, float] | None  # of the last validation, fractions
     signum: int | None  # the signal that stopped it, None when it reached max_steps
 
 
@@ -63,7 +54,7 @@ class DivergenceError(ArithmeticError):
 
 
 class Trainer:
-    """Trains a transducer as a recipe says.
+    """Trains the model of a task as a recipe says.
 
     Args:
         recipe: everything but the data; `train.exp_dir` receives checkpoints and logs.
@@ -79,16 +70,17 @@ class Trainer:
     def __init__(
         self,
         recipe: RecipeConfig,
-        model: Transducer,
+        model: TaskModel,
         tokenizer: Tokenizer,
         loader: Loader,
-        validate: Callable[[Transducer], Validation] | None = None,
+        validate: Callable[[TaskModel], Validation] | None = None,
         fabric: Fabric | None = None,
     ) -> None:
         config = recipe.train
         self.recipe = recipe
         self.config = config
         self.exp_dir = Path(config.exp_dir)
+        self.task = make_task(recipe.task)
         self.tokenizer = tokenizer
         self.loader = loader
         self.validate = validate
@@ -97,7 +89,7 @@ class Trainer:
         self.model = model
         self.step_seconds = recipe.data.max_duration * self._accumulate * self.fabric.world_size
         self.peak_rate = config.learning_rate or default_learning_rate(
-            recipe.model.encoder.dim, self.step_seconds, recipe.model.encoder.mixer
+            recipe.model.encoder.dim, self.step_seconds, model.encoder.peak_rate
         )
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
@@ -107,7 +99,7 @@ class Trainer:
         self._valid_context = self._parse_context("valid_chunk_size", config.valid_left_context)
         self.optimizer = make_optimizer(model, config)
         self.state = TrainerState()
-        self._wer: float | None = None
+        self._metrics: dict[str, float] | None = None
 
     def fit(self, resume: bool = True) -> FitResult:
         """Train up to `train.max_steps`, from the last checkpoint in the experiment directory if `resume`.
@@ -131,9 +123,10 @@ class Trainer:
         self._wrapped, self._fabric_optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
         self._backward = BatchBackward(self.fabric, self._wrapped, self.model, self.recipe)
         self._agreement = Agreement(self.fabric)
-        self._buffer = StepBuffer(self.fabric)
+        self._buffer = StepBuffer(self.fabric, tuple(self.task.weights(0, self.recipe.loss)))
         self._probe = ModuleProbe(self.model, self.config.clip_norm)
-        self._log = RunLog(self.exp_dir, self.fabric, step=self.state.step, max_steps=self.config.max_steps)
+        begin = {"step": self.state.step, "max_steps": self.config.max_steps, "unusable": self.task.unusable}
+        self._log = RunLog(self.exp_dir, self.fabric, **begin)
         self._page = RunPage(self.exp_dir, self.recipe, self.tokenizer, self._valid_context, self._log.board)
         try:
             with Interrupts() as interrupts:
@@ -146,7 +139,7 @@ class Trainer:
                 self._page.write()
         finally:
             self._log.close()
-        return FitResult(self.state.step, self._wer, signum)
+        return FitResult(self.state.step, self._metrics, signum)
 
     def _train(self, interrupts: Interrupts) -> int | None:
         """Train to the end, or until a signal, which is returned; then all is saved."""
@@ -167,7 +160,7 @@ class Trainer:
             if validating and not signum:
                 signum = self._validate(interrupts)
             if save or signum:
-                self._save(self._wer if validating and not signum else None)
+                self._save(self._metrics if validating and not signum else None)
                 saved_at = time.monotonic()
                 self._buffer.restart_clock()
             if signum:
@@ -190,9 +183,9 @@ class Trainer:
         rate = self.learning_rate(state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        scales = loss_scales(state.step, self.recipe.loss)
+        weights = self.task.weights(state.step, self.recipe.loss)
         shares = frame_shares(batches, self.model.timebase, fabric)
-        losses: list[TransducerLoss] = []
+        losses: list[TaskLoss] = []
         ids: list[str] = []
         for index, batch in enumerate(batches):
             number = index * fabric.world_size + fabric.global_rank
@@ -200,7 +193,7 @@ class Trainer:
             context = self._context(state.step, len(batch.ids))
             batch = batch.to(fabric.device)
             last = index == len(batches) - 1
-            loss, used = self._backward(batch, context, scales, share=shares[index], sync=last, step=state.step + 1)
+            loss, used = self._backward(batch, context, weights, share=shares[index], sync=last, step=state.step + 1)
             losses.append(loss)
             ids += used
         norm = fabric.clip_gradients(
@@ -271,8 +264,8 @@ class Trainer:
         )
 
     def _validate(self, interrupts: Interrupts) -> int:
-        """Word error rate by the first process, for which the others wait; the signal that cut it short, else 0."""
-        wer, signum = self._wer, 0
+        """Measures by the first process, for which the others wait; the signal that cut it short, else 0."""
+        metrics, signum = self._metrics, 0
         if self.fabric.is_global_zero:
             self.model.eval()
             try:
@@ -283,17 +276,17 @@ class Trainer:
                 ):
                     result = self.validate(self.model)
                     self._page.draw(self.model, self.state.step)
-                wer = float(result.wer)
+                metrics = {name: float(value) for name, value in result.metrics.items()}
                 self._log.validation(self.state.step, result)
                 self._page.write()
             except KeyboardInterrupt:
                 signum = interrupts.signum or signal.SIGINT
             finally:
                 self.model.train()
-        self._wer, signum = self.fabric.broadcast((wer, signum))
+        self._metrics, signum = self.fabric.broadcast((metrics, signum))
         return signum
 
-    def _save(self, wer: float | None) -> None:
+    def _save(self, metrics: dict[str, float] | None) -> None:
         if self.fabric.is_global_zero:
             run_state.save_checkpoint(
                 self.exp_dir,
@@ -302,7 +295,7 @@ class Trainer:
                 self.tokenizer,
                 self.optimizer,
                 self.recipe,
-                wer=wer,
+                metrics=metrics,
                 precision=self.fabric.strategy.precision.state_dict(),
                 average=None if self._average is None else self._average.tensors(),
             )
@@ -332,7 +325,7 @@ class Trainer:
             self._average.restore(run_state.load_average(directory))
         if description.get("precision"):
             self.fabric.strategy.precision.load_state_dict(description["precision"])
-        self.state, self._wer = state, description.get("wer")
+        self.state, self._metrics = state, run_state.metrics_of(description)
         self._saved_recipe = description.get("recipe") or {}
 
     def _announce(self, saved_recipe: dict | None) -> None:

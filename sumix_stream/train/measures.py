@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from sumix_stream.data.batching.loader import Batch
-from sumix_stream.tasks.transducer.losses import TransducerLoss
+from sumix_stream.tasks.base import TaskLoss
 from sumix_stream.train.modules import ModuleNorms
 
 Item = TypeVar("Item")
@@ -39,17 +39,14 @@ class StepReport:
 
     step: int  # counted from 1: steps done after it
     loss: float
-    simple: float
-    pruned: float
-    ctc: float
-    consistency: float  # 0 without loss.cr_ctc_scale
+    parts: dict[str, float]  # of the loss, by name
     grad_norm: float  # before clipping
     skipped: bool  # the update was left out: a loss or gradient was not finite
     seconds: float  # of audio
     learning_rate: float
     context: str
     bad_ids: list[str] = field(default_factory=list)  # of this process: utterances whose loss is not finite
-    no_path_ids: list[str] = field(default_factory=list)  # of this process: utterances without an alignment
+    unusable_ids: list[str] = field(default_factory=list)  # of this process: utterances left out of the loss
     ids: list[str] = field(default_factory=list)  # of this process: all
     interval: Interval | None = None  # with the last step of an interval
 
@@ -58,7 +55,7 @@ class StepReport:
 class _Pending:
     step: int
     values: list[Tensor]  # sums over the batches, scalars on the device
-    flags: list[Tensor]  # (2, B) bool of each batch: loss not finite, no path
+    flags: list[Tensor]  # (2, B) bool of each batch: loss not finite, not usable
     ids: list[str]
     seconds: float
     frames: tuple[int, int]  # of features: valid, and with padding
@@ -68,10 +65,14 @@ class _Pending:
 
 
 class StepBuffer:
-    """Measures of the steps since the last fetch. `add` leaves the device alone; `fetch` waits for it, once."""
+    """Measures of the steps since the last fetch. `add` leaves the device alone; `fetch` waits for it, once.
 
-    def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
+    Args:
+        parts: names of the parts of a loss, the same on every process; one that a loss does not have counts as 0.
+    """
+
+    def __init__(self, fabric: Fabric, parts: Sequence[str]) -> None:
+        self._fabric, self._parts = fabric, tuple(parts)
         self._pending: list[_Pending] = []
         self.restart_clock()
 
@@ -93,7 +94,7 @@ class StepBuffer:
     def add(
         self,
         step: int,
-        losses: Sequence[TransducerLoss],
+        losses: Sequence[TaskLoss],
         ids: Sequence[str],
         *,
         grad_norm: Tensor,
@@ -105,24 +106,12 @@ class StepBuffer:
         modules: ModuleNorms | None = None,
     ) -> None:
         """The measures of a step: `seconds` of audio; `frames` of features, valid and with padding."""
-        sums = [
-            sum(part.detach() for part in parts)
-            for parts in (
-                [loss.total * loss.num_frames for loss in losses],
-                [loss.simple.sum() for loss in losses],
-                [loss.pruned.sum() for loss in losses],
-                [loss.ctc.sum() for loss in losses],
-                [loss.consistency.sum() for loss in losses],
-                [loss.num_frames for loss in losses],
-            )
-        ]
-        flags = [
-            torch.stack(
-                [~(loss.simple + loss.pruned + loss.ctc + loss.consistency).detach().isfinite(), ~loss.has_path]
-            )
-            for loss in losses
-        ]
-        values = [*sums, grad_norm, skipped]
+        losses = [loss.detach() for loss in losses]
+        frames_of = [loss.num_frames for loss in losses]
+        nothing = torch.zeros_like(losses[0].total)
+        values = [sum(loss.total * loss.num_frames for loss in losses), sum(frames_of), grad_norm, skipped]
+        values += [sum((loss.parts[n].sum() for loss in losses if n in loss.parts), nothing) for n in self._parts]
+        flags = [torch.stack([~loss.finite(), ~loss.usable]) for loss in losses]
         self._pending.append(_Pending(step, values, flags, list(ids), seconds, frames, learning_rate, context, modules))
         self._elapsed += time.perf_counter() - self._clock
         self._clock = time.perf_counter()
@@ -144,25 +133,22 @@ class StepBuffer:
         interval = self._interval(pending, rows)
         reports, start = [], 0
         for item, row in zip(pending, rows, strict=True):
-            loss, simple, pruned, ctc, consistency, frames, grad_norm, skipped, seconds = row[:-2]
+            loss, frames, grad_norm, skipped, *parts, seconds = row[:-2]
             frames = max(frames, 1.0)
-            not_finite, no_path = (row[start : start + len(item.ids)] for row in flags)
+            not_finite, unusable = (row[start : start + len(item.ids)] for row in flags)
             start += len(item.ids)
             reports.append(
                 StepReport(
                     step=item.step,
                     loss=loss / frames,
-                    simple=simple / frames,
-                    pruned=pruned / frames,
-                    ctc=ctc / frames,
-                    consistency=consistency / frames,
+                    parts={name: part / frames for name, part in zip(self._parts, parts, strict=True)},
                     grad_norm=grad_norm / world,
                     skipped=skipped > 0,
                     seconds=seconds,
                     learning_rate=item.learning_rate,
                     context=item.context,
                     bad_ids=[name for name, bad in zip(item.ids, not_finite, strict=True) if bad],
-                    no_path_ids=[name for name, lost in zip(item.ids, no_path, strict=True) if lost],
+                    unusable_ids=[name for name, lost in zip(item.ids, unusable, strict=True) if lost],
                     ids=item.ids,
                     interval=interval if item is pending[-1] else None,
                 )

@@ -14,11 +14,11 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from sumix_stream.report.records import RUNS, VALIDATION
+from sumix_stream.tasks.base import Validation
 from sumix_stream.tasks.checkpoint import write_text_atomically
 from sumix_stream.train.measures import Interval, StepReport
 
 LOGGER = logging.getLogger("sumix_stream")
-_PARTS = ("simple", "pruned", "ctc", "consistency")  # of the loss
 
 
 class RunLog:
@@ -30,9 +30,11 @@ class RunLog:
     Args:
         exp_dir: made if it is missing.
         step: steps already done; later lines of an interrupted run are taken out.
+        unusable: why an utterance may be left out of the loss.
     """
 
-    def __init__(self, exp_dir: Path, fabric: Fabric, *, step: int, max_steps: int) -> None:
+    def __init__(self, exp_dir: Path, fabric: Fabric, *, step: int, max_steps: int, unusable: str) -> None:
+        self._unusable = unusable
         self._main = fabric.is_global_zero
         self._loss_scaled = bool(fabric.strategy.precision.state_dict())
         self._handlers = [_console(fabric.global_rank)]
@@ -77,11 +79,10 @@ class RunLog:
         self._metrics.flush()
         last, interval = reports[-1], reports[-1].interval
         good = [report for report in reports if not report.skipped]
-        means = {
-            name: sum(getattr(report, name) for report in good) / len(good)
-            for name in ("loss", *_PARTS, "grad_norm")
-            if good
-        }
+        means = {}
+        if good:
+            measures = [{"loss": report.loss, **report.parts, "grad_norm": report.grad_norm} for report in good]
+            means = {name: sum(measure[name] for measure in measures) / len(good) for name in measures[0]}
         scalars = {f"train/{name}": value for name, value in means.items()}
         scalars |= {"train/learning_rate": last.learning_rate, "train/skipped_steps": len(reports) - len(good)}
         scalars["context/full_fraction"] = sum(report.context == "full" for report in reports) / len(reports)
@@ -92,8 +93,7 @@ class RunLog:
         loss, speed = means.get("loss", math.nan), interval.audio_hours_per_hour
         self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} audio h/h, lr {last.learning_rate:.1e}")
         eta = interval.step_seconds["max"] * (max_steps - last.step)
-        shown = [name for name in _PARTS if name != "consistency" or means.get(name)]
-        parts = ", ".join(f"{name} {means.get(name, math.nan):.3f}" for name in shown)
+        parts = ", ".join(f"{name} {means.get(name, math.nan):.3f}" for name in last.parts)
         LOGGER.info(
             f"step {last.step}/{max_steps}: loss {loss:.4f} ({parts}), lr {last.learning_rate:.2e}, "
             f"gradient {means.get('grad_norm', math.nan):.2f}, {speed:.0f} audio hours/hour, "
@@ -101,13 +101,14 @@ class RunLog:
             extra={"in_bar": not self._bar.disable},
         )
 
-    def validation(self, step: int, result: Any) -> None:
-        """Write a validation result: `wer` (a fraction), `summary()` and, where it has them, `word_errors`."""
+    def validation(self, step: int, result: Validation) -> None:
+        """Write a validation's measures and summary and, where it has them, its `word_errors`."""
         if not self._main:
             return
-        self._write({"step": step, "valid_wer": float(result.wer)})
+        self._write({"step": step, "valid": {name: float(value) for name, value in result.metrics.items()}})
         self._metrics.flush()
-        self.board.add_scalar("valid/wer", float(result.wer), step)
+        for name, value in result.metrics.items():
+            self.board.add_scalar(f"valid/{name}", float(value), step)
         LOGGER.info(f"step {step}: validation {result.summary().replace(chr(10), '; ')}")
         if (word_errors := getattr(result, "word_errors", None)) is not None:
             content = {"step": step, **word_errors.to_dict()}
@@ -123,10 +124,8 @@ class RunLog:
                 writer.close()
 
     def _complain(self, report: StepReport) -> None:
-        if report.no_path_ids:
-            LOGGER.warning(
-                f"step {report.step}: left out, more tokens than frames allow: {_listed(report.no_path_ids)}"
-            )
+        if report.unusable_ids:
+            LOGGER.warning(f"step {report.step}: left out, {self._unusable}: {_listed(report.unusable_ids)}")
         if report.skipped and math.isfinite(report.loss) and self._loss_scaled:
             LOGGER.info(f"step {report.step}: update skipped, fp16 gradient overflow; the loss scale is halved")
         elif report.skipped and math.isfinite(report.loss):

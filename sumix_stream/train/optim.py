@@ -10,10 +10,12 @@ from sumix_stream.config import TrainConfig
 STEADY_SECONDS = 30.0  # of audio a step: egs/digits and egs/mini bear twice the default rate with so few
 
 
-def default_learning_rate(encoder_dim: int, step_seconds: float, mixer: str = "summary") -> float:
-    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio: for 144 channels 1e-3, with attention
-    7e-4. At 2e-3 some runs on five hours of LibriSpeech stand still before they align, and others do not; attention's
-    scores grow there until each frame sees one other (egs/librispeech/RESULTS.md; arXiv 2303.06296).
+def default_learning_rate(encoder_dim: int, step_seconds: float, peak_rate: float = 1e-3) -> float:
+    """Peak rate of AdamW when none is set, for steps of `step_seconds` of audio.
+
+    At 144 channels it is `peak_rate`, the encoder's: 1e-3, with attention 7e-4. At 2e-3 some runs on five hours of
+    LibriSpeech stand still before they align, and others do not; attention's scores grow there until each frame sees
+    one other (egs/librispeech/RESULTS.md; arXiv 2303.06296).
 
     It falls with the square root of the width, and below STEADY_SECONDS with that of the seconds: where a step's noise
     outweighs its gradient, the rate of adaptive optimisers goes with the square root of the batch (Malladi and others,
@@ -21,8 +23,7 @@ def default_learning_rate(encoder_dim: int, step_seconds: float, mixer: str = "s
     more audio a step does not raise it: 5e-4 at 512 channels and 600 s, where others train conformers with 8e-4 to
     1.4e-3. The 1e-3 is tried with steps of 60 s (five hours). `bin/train --lr-find` measures what a recipe bears.
     """
-    peak = 7e-4 if mixer == "attention" else 1e-3
-    return peak * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
+    return peak_rate * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
 
 
 def warmup_steps(config: TrainConfig, step_seconds: float) -> int:

@@ -49,14 +49,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     recipe: RecipeConfig,
     *,
-    wer: float | None = None,
+    metrics: dict[str, float] | None = None,
     precision: dict[str, Any] | None = None,
     average: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, point `last` at it and `best` at the best, and remove those not kept.
 
-    Kept are the last `train.keep_last` and the `train.keep_best` of lowest validation error rate `wer`. A step already
-    saved is left as it is. `average` is the running average of the weights, by name.
+    Kept are the last `train.keep_last` and the `train.keep_best` whose first of the validation's `metrics` is lowest. A
+    step already saved is left as it is. `average` is the running average of the weights, by name.
 
     Raises:
         CheckpointError: it could not be written; the earlier ones are intact.
@@ -64,11 +64,16 @@ def save_checkpoint(
     path = checkpoint.step_directory(exp_dir, state.step)
 
     def write(directory: Path) -> None:
-        checkpoint.save_model(directory, model, tokenizer, extra={"step": state.step, "wer": wer})
+        checkpoint.save_model(directory, model, tokenizer, extra={"step": state.step, "metrics": metrics})
         checkpoint.save_tensors(directory / OPTIMIZER, optimizer_tensors(model, optimizer))
         if average is not None:
             checkpoint.save_tensors(directory / checkpoint.AVERAGE, average)
-        description = {"state": asdict(state), "wer": wer, "precision": precision or {}, "recipe": to_dict(recipe)}
+        description = {
+            "state": asdict(state),
+            "metrics": metrics,
+            "precision": precision or {},
+            "recipe": to_dict(recipe),
+        }
         checkpoint.save_yaml(directory / TRAINER, description)
 
     if not path.exists():
@@ -185,16 +190,22 @@ def latest_checkpoint(exp_dir: Path) -> Path | None:
 
 
 def ranking(exp_dir: Path) -> list[tuple[float, int]]:
-    """(validation word error rate, step) of the checkpoints there, best first; of equals the later one."""
+    """(first measure of the validation, step) of the checkpoints there, best first; of equals the later one."""
     ranked = []
     for step, path in checkpoint.step_directories(exp_dir).items():
         try:
-            wer = checkpoint.load_yaml(path / TRAINER).get("wer")
+            metrics = metrics_of(checkpoint.load_yaml(path / TRAINER))
         except CheckpointError:
             continue
-        if wer is not None:
-            ranked.append((float(wer), step))
+        if metrics:
+            ranked.append((float(next(iter(metrics.values()))), step))
     return sorted(ranked, key=lambda item: (item[0], -item[1]))
+
+
+def metrics_of(description: dict[str, Any]) -> dict[str, float] | None:
+    """The validation's measures in a trainer.yaml; version 0.1 wrote the word error rate alone."""
+    wer = description.get("wer")
+    return description.get("metrics") or (None if wer is None else {"wer": wer})
 
 
 def set_aside(exp_dir: Path) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sumix_stream.config import RecipeConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.batching.loader import Batch
-from sumix_stream.tasks.transducer.losses import LossScales, TransducerLoss
+from sumix_stream.tasks.base import TaskLoss, Weights
 from sumix_stream.timebase import Timebase
 from sumix_stream.train.metrics import LOGGER
 
@@ -51,8 +51,8 @@ class BatchBackward:
             parameter.register_post_accumulate_grad_hook(self._done.add)
 
     def __call__(
-        self, batch: Batch, context: ChunkContext, scales: LossScales, *, share: Tensor | float, sync: bool, step: int
-    ) -> tuple[TransducerLoss, list[str]]:
+        self, batch: Batch, context: ChunkContext, weights: Weights, *, share: Tensor | float, sync: bool, step: int
+    ) -> tuple[TaskLoss, list[str]]:
         """Gradients of `share * total`, averaged over the processes if `sync`; the loss, and the utterances in it.
 
         Where memory does not suffice, the log names the utterances and the setting to lower, and the batch is halved
@@ -61,23 +61,23 @@ class BatchBackward:
         self._done.clear()
         with self._fabric.no_backward_sync(self._wrapped, enabled=not sync):
             try:
-                return self._whole(batch, context, scales, share), batch.ids
+                return self._whole(batch, context, weights, share), batch.ids
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
             # Only here are the frames of the failed pass gone, and what they held.
-            parts = _Parts(self._fabric, self._model, self._recipe, batch, context, scales)
+            parts = _Parts(self._fabric, self._model, self._recipe, batch, context, weights)
             owed = [parameter for parameter in self._parameters if parameter not in self._done]
             gradients = parts.gradients(owed, share)
             self._hand_in(owed, gradients)
         LOGGER.warning(f"step {step}: {parts.describe(reason)}")
         return parts.loss(), parts.ids
 
-    def _whole(self, batch: Batch, context: ChunkContext, scales: LossScales, share: Tensor | float) -> TransducerLoss:
+    def _whole(self, batch: Batch, context: ChunkContext, weights: Weights, share: Tensor | float) -> TaskLoss:
         self._forward_done = False
         inputs = batch_inputs(batch)
-        loss: TransducerLoss = self._wrapped(lambda model: model(*inputs, context, scales, self._recipe.loss))
+        loss: TaskLoss = self._wrapped(lambda model: model(*inputs, context, weights, self._recipe.loss))
         self._forward_done = True
         self._fabric.backward(_nan_if_not_finite(loss.total) * share)
         return loss
@@ -117,11 +117,11 @@ class _Parts:
         recipe: RecipeConfig,
         batch: Batch,
         context: ChunkContext,
-        scales: LossScales,
+        weights: Weights,
     ) -> None:
         self._fabric, self._model, self._recipe = fabric, model, recipe
-        self._batch, self._context, self._scales = batch, context, scales
-        self._losses: list[TransducerLoss] = []
+        self._batch, self._context, self._weights = batch, context, weights
+        self._losses: list[TaskLoss] = []
         self.ids: list[str] = []
         self._left_out: list[str] = []
 
@@ -148,15 +148,17 @@ class _Parts:
         factor = all_frames / self._num_frames().clamp(min=1)
         return [total.mul_(factor) for total in sums]
 
-    def loss(self) -> TransducerLoss:
+    def loss(self) -> TaskLoss:
         """The loss of the whole, as if computed in one piece; 0 when nothing fitted."""
         num_frames = self._num_frames()
-        each = [torch.cat(parts) for parts in zip(*(loss[1:6] for loss in self._losses), strict=True)]
-        if not each:
-            none = torch.zeros(0, device=self._fabric.device)
-            each = [none, none, none, none, none.bool()]
-        weighted = sum((loss.total * loss.num_frames for loss in self._losses), torch.zeros_like(each[0].sum()))
-        return TransducerLoss(weighted / num_frames.clamp(min=1), *each, num_frames)
+        nothing = torch.zeros(0, device=self._fabric.device)
+        if not self._losses:
+            return TaskLoss(nothing.sum(), dict.fromkeys(self._weights, nothing), nothing.bool(), num_frames)
+        names = self._losses[0].parts
+        parts = {name: torch.cat([loss.parts[name] for loss in self._losses]) for name in names}
+        weighted = sum(loss.total * loss.num_frames for loss in self._losses)
+        usable = torch.cat([loss.usable for loss in self._losses])
+        return TaskLoss(weighted / num_frames.clamp(min=1), parts, usable, num_frames)
 
     def describe(self, reason: str) -> str:
         batch = self._batch
@@ -182,7 +184,7 @@ class _Parts:
         inputs, context = batch_inputs(self._batch, rows), _context_of(self._context, rows)
         try:
             loss, gradients = gradients_of(
-                self._fabric, self._model, self._recipe, inputs, context, self._scales, parameters, share / all_frames
+                self._fabric, self._model, self._recipe, inputs, context, self._weights, parameters, share / all_frames
             )
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -252,22 +254,22 @@ def gradients_of(
     recipe: RecipeConfig,
     inputs: tuple[Tensor, ...],
     context: ChunkContext,
-    scales: LossScales,
+    weights: Weights,
     parameters: Sequence[Tensor],
     weight: Tensor | float = 1.0,
-) -> tuple[TransducerLoss, Sequence[Tensor | None]]:
+) -> tuple[TaskLoss, Sequence[Tensor | None]]:
     """Detached loss, and the gradients of the loss summed over frames times `weight`, leaving `.grad` alone.
 
     The model is called without its wrapper and no gradient is accumulated, so nothing is averaged over processes.
     """
     with fabric.autocast():
-        loss: TransducerLoss = model(*inputs, context, scales, recipe.loss)
+        loss: TaskLoss = model(*inputs, context, weights, recipe.loss)
     objective = _nan_if_not_finite(loss.total) * (loss.num_frames * weight)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     if scaler is not None:
         objective = scaler.scale(objective)
     gradients = torch.autograd.grad(objective, parameters, allow_unused=True) if parameters else ()
-    return TransducerLoss(*(value.detach() for value in loss)), gradients
+    return loss.detach(), gradients
 
 
 def _nan_if_not_finite(total: Tensor) -> Tensor:

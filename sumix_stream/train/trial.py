@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from sumix_stream.config import RecipeConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.batching.loader import Batch
-from sumix_stream.tasks.transducer.losses import loss_scales
-from sumix_stream.tasks.transducer.model import Transducer
+from sumix_stream.tasks.base import Weights, make_task
 from sumix_stream.train.metrics import LOGGER
 from sumix_stream.train.step import describe_batch, free_memory, gradients_of, is_out_of_memory, reason_of, remedy
 
@@ -21,7 +20,7 @@ GIB = 2**30
 
 
 def try_batches(
-    fabric: Fabric, model: Transducer, optimizer: torch.optim.Optimizer, recipe: RecipeConfig, batches: Sequence[Batch]
+    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: RecipeConfig, batches: Sequence[Batch]
 ) -> list[Batch]:
     """Forward and backward of each batch in whole-utterance context, telling the log; those that do not fit.
 
@@ -29,7 +28,7 @@ def try_batches(
     """
     device, failed = fabric.device, []
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    scales = loss_scales(recipe.loss.warmup_steps, recipe.loss)
+    weights = make_task(recipe.task).weights(recipe.train.max_steps, recipe.loss)
     devices = [device] if device.type == "cuda" else []
     training = model.training
     model.train()
@@ -37,7 +36,7 @@ def try_batches(
         with torch.random.fork_rng(devices):
             reserved = _reserve(parameters, optimizer)
             for batch in batches:
-                if not _fits(fabric, model, recipe, batch.to(device), scales, parameters):
+                if not _fits(fabric, model, recipe, batch.to(device), weights, parameters):
                     failed.append(batch)
             del reserved
     finally:
@@ -61,14 +60,14 @@ def _reserve(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> 
 
 
 def _fits(
-    fabric: Fabric, model: Transducer, recipe: RecipeConfig, batch: Batch, scales: object, parameters: Sequence[Tensor]
+    fabric: Fabric, model: nn.Module, recipe: RecipeConfig, batch: Batch, weights: Weights, parameters: Sequence[Tensor]
 ) -> bool:
     on_gpu = fabric.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(fabric.device)
     inputs = (batch.feats, batch.feat_lengths, batch.tokens, batch.token_lengths)
     try:
-        gradients_of(fabric, model, recipe, inputs, ChunkContext.full(), scales, parameters)
+        gradients_of(fabric, model, recipe, inputs, ChunkContext.full(), weights, parameters)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

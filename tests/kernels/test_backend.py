@@ -1,5 +1,8 @@
 """A backend chosen by "auto" is one that is there; one asked for by name runs or raises."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import assert_close_as
@@ -83,3 +86,18 @@ def test_triton_by_name_runs_or_says_why_not(op, monkeypatch):
 def test_triton_refuses_double_precision():
     with pytest.raises(RuntimeError, match=r"it takes fp32, fp16 and bf16, got torch\.float64"):
         K.chunk_summary(X.double(), LENGTHS, 5, 1, backend="triton")
+
+
+def test_an_op_wins_over_its_folders_name():
+    """The folder chunk_summary holds the op chunk_summary, and importing a folder sets it as an attribute."""
+    code = (
+        "import sumix_kernels as K, sumix_kernels.chunk_summary.naive; assert not hasattr(K, 'nothing')\n"
+        "assert callable(K.chunk_summary) and set(K.__all__) <= set(dir(K)); [getattr(K, name) for name in K.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_needs_no_torch_loads_none():
+    pytest.importorskip("numba", reason="kernels/cpu needs Numba")
+    code = "import sys, sumix_kernels.cpu; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from talkative import sound
 from sumix_stream.config import EncoderConfig, LossConfig, ModelConfig, PredictorConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.corpora.preparation import make_cut, write_cuts, write_flac
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.report.picture_figures import picture_figures
 from sumix_stream.report.pictures import Pictures, align, best_path
 from sumix_stream.report.records import RunRecords
@@ -27,7 +27,7 @@ SMALL = ModelConfig(
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified"])
 def test_occupation_is_a_distribution_for_each_frame(rnnt_type):
     model = build_model(SMALL, vocab_size=9)
-    feats = fbank(sound(1.3))
+    feats = torch.from_numpy(whole_fbank(sound(1.3)))
     occupation, path = align(model, feats, [3, 4, 5], ChunkContext(4, 1), LossConfig(rnnt_type=rnnt_type))
     assert occupation.shape == (4, 33) and path.shape == (33,)
     if rnnt_type == "regular":
@@ -37,7 +37,7 @@ def test_occupation_is_a_distribution_for_each_frame(rnnt_type):
 
 
 def test_no_tokens_or_too_many_have_no_alignment():
-    model, feats = build_model(SMALL, vocab_size=9), fbank(sound(0.1))
+    model, feats = build_model(SMALL, vocab_size=9), torch.from_numpy(whole_fbank(sound(0.1)))
     with pytest.raises(ValueError, match="0 tokens in 3 frames"):
         align(model, feats, [], ChunkContext(None, None), LossConfig())
     with pytest.raises(ValueError, match="4 tokens in 3 frames"):

@@ -11,13 +11,13 @@ from talkative import MIXERS, sound, talkative_model
 from textbook import textbook
 
 from sumix_stream.context import ChunkContext
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import Runtime, plain
 from sumix_stream.runtime.bundle import open_bundle
 from sumix_stream.runtime.registry import NAMES, RUNTIMES, as_context, make_runtime, reason_against
 from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.base import GreedySearch
 from sumix_stream.search.greedy import Emissions, fresh_state, search_common
-from sumix_stream.streaming.feature_queue import whole_features
 
 FULL, FINITE = ChunkContext(None, None), ChunkContext(8, 2)
 SECONDS = (2.0, 0.3, 0.01, 1.28, 2.57, 0.64)
@@ -42,7 +42,7 @@ BUNDLES = [  # some of those that tests/export makes
 
 @cache
 def features() -> list[np.ndarray]:
-    return [whole_features(sound(seconds, seed=seed)) for seed, seconds in enumerate(SECONDS)]
+    return [whole_fbank(sound(seconds, seed=seed)) for seed, seconds in enumerate(SECONDS)]
 
 
 @cache

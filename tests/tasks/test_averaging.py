@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from sumix_stream.checkpoint.reading import checkpoints_meant
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.tasks import checkpoint
-from sumix_stream.tasks.averaging import checkpoints_meant, load_averaged, save_alone
+from sumix_stream.tasks.averaging import save_alone
 from sumix_stream.tasks.build import build_model
 from sumix_stream.tasks.checkpoint import CheckpointError, load_model, save_model
 from sumix_stream.tokenizer import Tokenizer, train_tokenizer
@@ -45,7 +46,7 @@ def run(tmp_path, tokenizer):
 )
 def test_the_mean_of_the_checkpoints_meant(run, average, steps):
     exp_dir, states = run
-    model, _ = load_averaged(exp_dir, average)
+    model, _ = load_model(exp_dir, average)
     assert not model.training and model.config == CONFIG
     for name, value in model.state_dict().items():
         mean = sum(states[step][name].double() for step in steps) / len(steps)
@@ -64,14 +65,14 @@ def test_a_checkpoint_counts_back_from_itself(run):
 @pytest.mark.parametrize("average", ["", "0", 0, -1, "best", "best0", "worst3", "5.0", True])
 def test_other_forms_are_refused(run, average):
     with pytest.raises(ValueError, match=r"must be a number of checkpoints \(5\), best5 or none"):
-        load_averaged(run[0], average)
+        load_model(run[0], average)
 
 
 def test_too_few_checkpoints_are_an_error_with_the_setting(run):
     with pytest.raises(CheckpointError, match=r"asks for 6 checkpoints, 5 are .* train.keep_last 6"):
-        load_averaged(run[0], 6)
+        load_model(run[0], 6)
     with pytest.raises(CheckpointError, match=r"asks for 5 validated checkpoints, 4 are .* train.keep_best 5"):
-        load_averaged(run[0], "best5")
+        load_model(run[0], "best5")
 
 
 def test_a_lone_checkpoint_directory_has_no_neighbours(run, tmp_path, tokenizer):
@@ -79,19 +80,19 @@ def test_a_lone_checkpoint_directory_has_no_neighbours(run, tmp_path, tokenizer)
     alone.parent.mkdir(parents=True)
     checkpoint.step_directory(run[0], 50).rename(alone)
     with pytest.raises(CheckpointError, match="asks for 2 checkpoints, 0 are"):
-        load_averaged(alone, 2)
+        load_model(alone, 2)
 
 
 def test_other_models_have_no_mean(run, tokenizer, tmp_path_factory):
     exp_dir, _ = run
     save(exp_dir, tokenizer, 60, config=ModelConfig(CONFIG.encoder, CONFIG.predictor, joiner_dim=9))
     with pytest.raises(CheckpointError, match=r"step-00000050 and .*step-00000060 differ in config.yaml"):
-        load_averaged(exp_dir, 2)
+        load_model(exp_dir, 2)
     other = tmp_path_factory.mktemp("other") / "tokenizer.model"
     train_tokenizer(["seven six five four three two eight"], other, 8, "word")
     save(exp_dir, Tokenizer.load(other), 70, config=ModelConfig(CONFIG.encoder, CONFIG.predictor, joiner_dim=9))
     with pytest.raises(CheckpointError, match=r"differ in tokenizer.model"):
-        load_averaged(exp_dir, 2)
+        load_model(exp_dir, 2)
 
 
 def test_the_running_average_is_what_is_loaded_unless_told_otherwise(run):
@@ -101,15 +102,15 @@ def test_the_running_average_is_what_is_loaded_unless_told_otherwise(run):
     checkpoint.save_tensors(directory / "average.safetensors", running)
     name = "simple_am.bias"
     assert torch.equal(load_model(directory)[0].state_dict()[name], running[name])
-    own = load_averaged(directory, "none")[0].state_dict()
+    own = load_model(directory, "none")[0].state_dict()
     assert all(torch.equal(value, states[50][name]) for name, value in own.items())
-    mean = load_averaged(exp_dir, 2)[0].state_dict()[name]
+    mean = load_model(exp_dir, 2)[0].state_dict()[name]
     assert torch.allclose(mean, (running[name] + states[40][name]) / 2)
 
 
 def test_an_average_is_written_as_a_checkpoint_of_its_own(run, tmp_path):
     exp_dir, _ = run
-    model, tokenizer = load_averaged(exp_dir, "best3")
+    model, tokenizer = load_model(exp_dir, "best3")
     out = exp_dir / "made" / "best3"
     assert f"{out}: {model.num_parameters:,} parameters" in save_alone(out, model, tokenizer, exp_dir, "best3")
     again, _ = load_model(out)

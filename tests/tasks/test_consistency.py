@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tasks.test_losses import CONFIG, SCALES, batch
+from tasks.test_losses import CONFIG, WEIGHTS, batch
 from torch.nn import functional as F
 
 from sumix_stream.config import ConfigError, LossConfig, ModelConfig, SpecAugmentConfig
@@ -42,7 +42,7 @@ def test_half_precision_and_huge_logits_stay_finite(dtype):
 
 def trained(loss_config, context=None):
     model = build_model(CONFIG, 11).train()
-    return model, model(*batch(), context or ChunkContext(4, 1), SCALES, loss_config)
+    return model, model(*batch(), context or ChunkContext(4, 1), WEIGHTS, loss_config)
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one context", "context each"])
@@ -52,18 +52,19 @@ def test_equal_views_give_the_plain_objective(each):
     _, plain = trained(LossConfig(), context)
     torch.manual_seed(3)
     _, double = trained(LossConfig(cr_ctc_scale=0.2, cr_ctc_masks=NO_MASKS), context)
-    for name in ("total", "simple", "pruned", "ctc"):
-        torch.testing.assert_close(getattr(double, name), getattr(plain, name), atol=1e-4, rtol=1e-5)
-    assert torch.equal(double.has_path, plain.has_path) and double.num_frames == plain.num_frames
+    torch.testing.assert_close(double.total, plain.total, atol=1e-4, rtol=1e-5)
+    for name in ("simple", "pruned", "ctc"):
+        torch.testing.assert_close(double.parts[name], plain.parts[name], atol=1e-4, rtol=1e-5)
+    assert torch.equal(double.usable, plain.usable) and double.num_frames == plain.num_frames
 
 
 def test_masked_views_are_drawn_together():
     config = LossConfig(cr_ctc_scale=0.2, cr_ctc_masks=SpecAugmentConfig(2, 20, 2, 27))
     torch.manual_seed(3)
     model, loss = trained(config)
-    parts = (0.5 * loss.simple + loss.pruned + 0.3 * loss.ctc).sum() / loss.num_frames
-    assert loss.consistency.min() > 0  # what the views differ by
-    torch.testing.assert_close(loss.total, parts + 0.2 * loss.consistency.sum() / loss.num_frames)
+    parts = (0.5 * loss.parts["simple"] + loss.parts["pruned"] + 0.3 * loss.parts["ctc"]).sum() / loss.num_frames
+    assert loss.parts["consistency"].min() > 0  # what the views differ by
+    torch.testing.assert_close(loss.total, parts + 0.2 * loss.parts["consistency"].sum() / loss.num_frames)
     loss.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     torch.manual_seed(3)
@@ -74,14 +75,14 @@ def test_evaluation_has_one_view():
     model = build_model(CONFIG, 11)
     torch.manual_seed(3)
     values = batch()
-    plain = model(*values, ChunkContext(4, 1), SCALES)
-    assert torch.equal(model(*values, ChunkContext(4, 1), SCALES, LossConfig(cr_ctc_scale=1.0)).total, plain.total)
+    plain = model(*values, ChunkContext(4, 1), WEIGHTS)
+    assert torch.equal(model(*values, ChunkContext(4, 1), WEIGHTS, LossConfig(cr_ctc_scale=1.0)).total, plain.total)
 
 
 def test_refused_without_a_head_without_masks_and_with_a_warp():
     model = build_model(ModelConfig(CONFIG.encoder, CONFIG.predictor, joiner_dim=10, ctc=False), 11).train()
     with pytest.raises(ValueError, match="loss.cr_ctc_scale needs the CTC head: set model.ctc true"):
-        model(*batch(), ChunkContext(4, 1), SCALES, LossConfig(cr_ctc_scale=0.2))
+        model(*batch(), ChunkContext(4, 1), WEIGHTS, LossConfig(cr_ctc_scale=0.2))
     with pytest.raises(ValueError, match="two views need loss.cr_ctc_masks"):
         trained(LossConfig(cr_ctc_scale=0.2))
     with pytest.raises(ConfigError, match="cr_ctc_masks must be without time_warp"):

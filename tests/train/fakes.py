@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sumix_stream.config import ModelConfig, RecipeConfig, TrainConfig
-from sumix_stream.tasks.transducer.losses import TransducerLoss
+from sumix_stream.tasks.base import TaskLoss
 from sumix_stream.timebase import Timebase
 
 
@@ -42,14 +42,14 @@ class FakeModel(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
         self.contexts = []
 
-    def forward(self, feats, feat_lengths, tokens, token_lengths, context, scales, loss):
+    def forward(self, feats, feat_lengths, tokens, token_lengths, context, weights, loss):
         self.contexts.append(str(context))
         out = self.outer(self.dropout(self.norm(self.inner(feats)))).squeeze(-1)
         has_path = token_lengths <= feat_lengths
         each = ((out - feats.mean(-1) - 1) ** 2).sum(1) * has_path
         frames = feat_lengths.sum()
-        total = (scales.simple * each + scales.pruned * each).sum() / frames
-        return TransducerLoss(total, each, each, torch.zeros_like(each), torch.zeros_like(each), has_path, frames)
+        total = (weights["simple"] * each + weights["pruned"] * each).sum() / frames
+        return TaskLoss(total, {"simple": each, "pruned": each, "ctc": torch.zeros_like(each)}, has_path, frames)
 
 
 @dataclass
@@ -96,7 +96,7 @@ def fake_validation(*wers):
 
     def validate(model):
         assert not model.training
-        return SimpleNamespace(wer=remaining.pop(0), summary=lambda: "fake")
+        return SimpleNamespace(metrics={"wer": remaining.pop(0)}, summary=lambda: "fake")
 
     return validate
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMPARED = ("loss", "simple", "pruned", "ctc", "grad_norm", "skipped", "seconds", "learning_rate", "context")
+COMPARED = ("loss", "parts", "grad_norm", "skipped", "seconds", "learning_rate", "context")
 SETTINGS = {  # everything that draws random numbers, and a save every few steps
     "data.speed_perturb": "[0.9, 1.1]",
     "data.gain": "[-6, 6]",
@@ -68,7 +68,7 @@ def outcome(recipe: Path, steps: int) -> Outcome:
     log = (recipe.parent / "exp" / "train.log").read_text()
     return Outcome(
         steps=[{"step": line["step"], **{key: line[key] for key in COMPARED}} for line in lines if "loss" in line],
-        validations=[line for line in lines if "valid_wer" in line],
+        validations=[line for line in lines if "valid" in line],
         sums={name: digest for digest, name in sums if name.endswith(".safetensors")},
         resumed_from=[int(step) for step in re.findall(r"resuming after step (\d+)", log)],
     )

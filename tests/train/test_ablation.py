@@ -59,9 +59,9 @@ def test_a_wrong_plan_is_refused_before_anything_is_trained(plan, tmp_path, old,
 
 def write_run(variation, steps, wers, parameters=1000):
     variation.exp_dir.mkdir(parents=True)
-    line = {"pruned": 2.0, "ctc": 0.5, "skipped": False, "learning_rate": 1e-3, "seconds": 36.0, "loss": 1.0}
-    lines = [{"step": n, "simple": 10.0 / n, **line} for n in range(1, steps + 1)]
-    lines += [{"step": step, "valid_wer": wer} for step, wer in wers]
+    line = {"skipped": False, "learning_rate": 1e-3, "seconds": 36.0, "loss": 1.0}
+    lines = [{"step": n, "parts": {"simple": 10.0 / n, "ctc": 0.5}, **line} for n in range(1, steps + 1)]
+    lines += [{"step": step, "valid": {"wer": wer}} for step, wer in wers]
     (variation.exp_dir / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     start = {"step": 0, "time": 0, "changes": [], "recipe": {"train": {"max_steps": 20}}}
     start["system"] = {"parameters": parameters}
@@ -76,8 +76,8 @@ def test_table_says_what_came_out_and_what_did_not(plan, tmp_path):
     write_run(variations[2], 20, [(20, 0.5)])
     rows = results_table(variations, {variations[2].exp_dir: 1}).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    simple = f"{(10 / 19 + 10 / 20) / 2:.3f}"
-    assert cells[0] == ["baseline", "0", "20", "0.2", "30.00", "25.00 (10)", simple, "2.000", "0.500", "1,000", ""]
+    losses = f"simple {(10 / 19 + 10 / 20) / 2:.3f}, ctc 0.500"
+    assert cells[0] == ["baseline", "0", "20", "0.2", "30.00", "25.00 (10)", losses, "1,000", ""]
     assert cells[1][-1] == "stopped before 20" and cells[1][4:6] == ["", ""]
     assert cells[2][-1] == "failed (exit code 1)" and cells[2][4] == "50.00"
     assert cells[3][-1] == "not begun"

@@ -51,5 +51,5 @@ def test_two_processes_under_torchrun(tmp_path):
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]
     assert [line["skipped"] for line in steps] == [False, False, True, False, False, False, False]
     assert all(line["seconds"] == pytest.approx(4 * 3.6) for line in steps)
-    assert [line["valid_wer"] for line in lines if "valid_wer" in line] == [0.25, 0.25]
+    assert [line["valid"]["wer"] for line in lines if "valid" in line] == [0.25, 0.25]
     assert (tmp_path / "train.log").read_text().count("resuming after step 5") == 1

@@ -20,7 +20,7 @@ from train.division_run import RUNS, STEP_BATCHES
 from sumix_stream.config import LossConfig, TrainConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.tasks.build import build_model
-from sumix_stream.tasks.transducer.losses import loss_scales
+from sumix_stream.tasks.transducer.losses import loss_weights
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective
@@ -81,8 +81,10 @@ def two(tmp_path_factory):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_compute_what_one_computes(alone, processes, request):
     folder = request.getfixturevalue({2: "two", 4: "four"}[processes]) / "straight"
-    for name in ("loss", "pruned", "grad_norm", "seconds"):
+    for name in ("loss", "grad_norm", "seconds"):
         assert measures(folder, name) == pytest.approx(measures(alone[0], name), rel=LOSS_TOLERANCE)
+    pruned = [[parts["pruned"] for parts in measures(of, "parts")] for of in (folder, alone[0])]
+    assert pruned[0] == pytest.approx(pruned[1], rel=LOSS_TOLERANCE)
     assert largest_difference(weights(folder, processes), alone[1]) < WEIGHT_TOLERANCE
 
 
@@ -123,7 +125,9 @@ def test_every_parameter_has_a_gradient_whatever_the_context(mixer):
     for context in (ChunkContext.full(), ChunkContext(4, 0), ChunkContext(2, None)):
         for lengths in (batch.feat_lengths, batch.feat_lengths.clamp(max=0)):  # no frame: nothing to align
             model.zero_grad()
-            loss = model(batch.feats, lengths, batch.tokens, batch.token_lengths, context, loss_scales(0, LossConfig()))
+            loss = model(
+                batch.feats, lengths, batch.tokens, batch.token_lengths, context, loss_weights(0, LossConfig())
+            )
             loss.total.backward()
             assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
@@ -157,7 +161,7 @@ def test_batches_of_a_step_count_as_if_they_were_one(tmp_path):
         backward = BatchBackward(fabric, fabric.setup(Objective(model)), model, recipe)
         shares = frame_shares(batches, model.timebase, fabric)
         for batch, share in zip(batches, shares, strict=True):
-            backward(batch, ChunkContext(4, 1), loss_scales(0, recipe.loss), share=share, sync=True, step=1)
+            backward(batch, ChunkContext(4, 1), loss_weights(0, recipe.loss), share=share, sync=True, step=1)
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     assert [len(batch) for batch in batches] == [2, 3, 4, 1]

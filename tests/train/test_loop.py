@@ -176,7 +176,7 @@ def test_best_and_last_are_kept_and_pointed_at(tmp_path):
     assert (tmp_path / "best.txt").read_text() == "checkpoints/step-00000004\n"
     assert (tmp_path / "last.txt").read_text() == "checkpoints/step-00000010\n"
     assert resolve_checkpoint(tmp_path).name == "step-00000004"
-    assert metrics(tmp_path, "valid_wer") == [0.5, 0.2, 0.4, 0.3, 0.6]
+    assert metrics(tmp_path, "valid") == [{"wer": wer} for wer in (0.5, 0.2, 0.4, 0.3, 0.6)]
 
 
 def test_validation_does_not_change_the_curve(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_validation
 
 from sumix_stream.tasks import checkpoint
-from sumix_stream.tasks.transducer.losses import TransducerLoss
+from sumix_stream.tasks.base import TaskLoss
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.measures import StepBuffer
@@ -54,15 +54,15 @@ def test_the_slowest_of_several_processes_is_named():
         def all_gather(self, measures):
             return torch.stack([measures, measures * 3])
 
-    buffer, one = StepBuffer(Two()), torch.ones(3)
+    buffer, one = StepBuffer(Two(), ("simple", "pruned", "ctc")), torch.ones(3)
     next(buffer.timed(iter([0])))
-    loss = TransducerLoss(one.sum() / 3, one, 2 * one, one, 3 * one, one.bool(), torch.tensor(3))
+    loss = TaskLoss(one.sum() / 3, {"simple": one, "pruned": 2 * one}, one.bool(), torch.tensor(3))
     settings = {"grad_norm": one[0], "skipped": torch.tensor(False), "learning_rate": 1e-3, "context": "full"}
     time.sleep(0.01)
     buffer.add(1, [loss, loss], list("abcdef"), seconds=3.0, frames=(9, 12), **settings)
     (report,) = buffer.fetch()
-    assert (report.loss, report.simple, report.pruned, report.seconds) == (1.0, 1.0, 2.0, 6.0)
-    assert (report.ctc, report.consistency) == (1.0, 3.0)
+    assert (report.loss, report.seconds) == (1.0, 6.0)
+    assert report.parts == {"simple": 1.0, "pruned": 2.0, "ctc": 0.0}
     interval = report.interval
     assert interval.slowest_rank == 1 and interval.padding_share == 0.25
     least, most = interval.step_seconds["min"], interval.step_seconds["max"]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sumix_stream.config import TrainConfig
+from sumix_stream.encoders.mixers.attention import ChunkedAttention
 from sumix_stream.train.optim import (
     default_learning_rate,
     learning_rate_at,
@@ -37,7 +38,7 @@ def test_default_rate_falls_with_the_square_root_of_the_width_and_of_short_steps
     assert default_learning_rate(144, 30.0) == default_learning_rate(144, 80.0) == pytest.approx(1e-3)
     assert default_learning_rate(576, 600.0) == pytest.approx(5e-4)
     assert default_learning_rate(144, 7.5) == pytest.approx(5e-4)
-    assert default_learning_rate(576, 600.0, "attention") == pytest.approx(3.5e-4)
+    assert default_learning_rate(576, 600.0, ChunkedAttention.peak_rate) == pytest.approx(3.5e-4)
 
 
 def test_warm_up_in_hours_of_audio():

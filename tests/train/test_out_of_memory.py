@@ -15,8 +15,8 @@ from train.fakes import FakeBatch, FakeLoader, FakeModel, FakeTokenizer, fake_re
 from sumix_stream.config import LossConfig, SpecAugmentConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.data import Batch
+from sumix_stream.tasks.base import TaskLoss
 from sumix_stream.tasks.build import build_model
-from sumix_stream.tasks.transducer.losses import LossScales, TransducerLoss
 from sumix_stream.train.loop import Trainer
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective, is_out_of_memory
@@ -26,7 +26,7 @@ CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
     "1000000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
-SCALES = LossScales(0.5, 1.0, 0.3)
+WEIGHTS = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3}
 STILL = replace(  # no dropout
     SMALL, encoder=replace(SMALL.encoder, dropout=0.0), predictor=replace(SMALL.predictor, dropout=0.0)
 )
@@ -54,7 +54,7 @@ class LimitedModel(FakeModel):
         self.dropout = torch.nn.Identity()
         self.sizes = []
 
-    def forward(self, feats, feat_lengths, tokens, token_lengths, context, scales, loss):
+    def forward(self, feats, feat_lengths, tokens, token_lengths, context, weights, loss):
         frames = feats.shape[0] * feats.shape[1]
         self.sizes.append(frames)
         self.contexts.append(context)
@@ -66,9 +66,8 @@ class LimitedModel(FakeModel):
         hidden = _Limit.apply(hidden, fails and self.where == "backward")
         each = (((self.outer(hidden).squeeze(-1) - feats.mean(-1) - 1) ** 2) * valid).sum(1)
         frames = (feat_lengths // 4).sum()  # encoder frames are fewer than feature frames, and not in proportion
-        total = ((scales.simple + scales.pruned) * each).sum() / frames
-        zeros = torch.zeros_like(each)
-        return TransducerLoss(total, each, each, zeros, zeros, feat_lengths > 0, frames)
+        total = ((weights["simple"] + weights["pruned"]) * each).sum() / frames
+        return TaskLoss(total, {"simple": each, "pruned": each}, feat_lengths > 0, frames)
 
 
 def ragged_batch(*lengths):
@@ -99,16 +98,16 @@ def test_the_gradient_in_parts_is_that_of_the_whole(tmp_path, caplog, where, err
     earlier = ragged_batch(4)  # accumulated before, and to be left as it is
     for model in (whole, limited):
         run = backward_of(model, tmp_path)
-        run(earlier, ChunkContext.full(), SCALES, share=0.25, sync=False, step=3)
-        loss, ids = run(batch, ChunkContext.full(), SCALES, share=0.5, sync=True, step=3)
+        run(earlier, ChunkContext.full(), WEIGHTS, share=0.25, sync=False, step=3)
+        loss, ids = run(batch, ChunkContext.full(), WEIGHTS, share=0.5, sync=True, step=3)
         if model is whole:
             expected = loss
     assert sorted(ids) == batch.ids
     assert loss.num_frames == expected.num_frames
     torch.testing.assert_close(loss.total, expected.total)
     order = [ids.index(name) for name in batch.ids]
-    torch.testing.assert_close(loss.pruned[order], expected.pruned)
-    assert loss.has_path.dtype == torch.bool
+    torch.testing.assert_close(loss.parts["pruned"][order], expected.parts["pruned"])
+    assert loss.usable.dtype == torch.bool
     for name, value in gradients(whole).items():
         torch.testing.assert_close(gradients(limited)[name], value)
     message = caplog.records[-1].getMessage()
@@ -119,10 +118,10 @@ def test_the_gradient_in_parts_is_that_of_the_whole(tmp_path, caplog, where, err
 
 def test_an_utterance_that_does_not_fit_alone_is_left_out_by_id(tmp_path, caplog):
     whole, limited = LimitedModel(), LimitedModel(fits=12)
-    backward_of(whole, tmp_path)(ragged_batch(4, 8, 12), ChunkContext.full(), SCALES, share=1, sync=True, step=1)
+    backward_of(whole, tmp_path)(ragged_batch(4, 8, 12), ChunkContext.full(), WEIGHTS, share=1, sync=True, step=1)
     batch = ragged_batch(4, 8, 12, 40)
     batch.feats[:3, :12] = ragged_batch(4, 8, 12).feats
-    _, ids = backward_of(limited, tmp_path)(batch, ChunkContext.full(), SCALES, share=1, sync=True, step=1)
+    _, ids = backward_of(limited, tmp_path)(batch, ChunkContext.full(), WEIGHTS, share=1, sync=True, step=1)
     assert sorted(ids) == ["u0", "u1", "u2"]
     assert "left out: u3." in caplog.text
     for name, value in gradients(whole).items():
@@ -132,9 +131,9 @@ def test_an_utterance_that_does_not_fit_alone_is_left_out_by_id(tmp_path, caplog
 def test_nothing_fits(tmp_path, caplog):
     model = LimitedModel(fits=3)
     loss, ids = backward_of(model, tmp_path)(
-        ragged_batch(4, 8), ChunkContext.full(), SCALES, share=1, sync=True, step=1
+        ragged_batch(4, 8), ChunkContext.full(), WEIGHTS, share=1, sync=True, step=1
     )
-    assert ids == [] and loss.total == 0 and loss.simple.shape == (0,) and loss.num_frames == 0
+    assert ids == [] and loss.total == 0 and loss.parts["simple"].shape == (0,) and loss.num_frames == 0
     assert "no part of it fitted, left out: u1, u0" in caplog.text
     assert all(not value.any() for value in gradients(model).values())
 
@@ -142,7 +141,7 @@ def test_nothing_fits(tmp_path, caplog):
 def test_each_utterance_keeps_its_context(tmp_path):
     model = LimitedModel(fits=20)
     context = ChunkContext(torch.tensor([8, 9, 10]), torch.tensor([0, 1, 2]))
-    backward_of(model, tmp_path)(ragged_batch(12, 20, 4), context, SCALES, share=1, sync=True, step=1)
+    backward_of(model, tmp_path)(ragged_batch(12, 20, 4), context, WEIGHTS, share=1, sync=True, step=1)
     parts = [(part.chunk_size.tolist(), part.left_context.tolist()) for part in model.contexts[1:]]
     assert parts == [([9, 8], [1, 0]), ([9], [1]), ([8], [0]), ([10], [2])]
 
@@ -157,7 +156,7 @@ def test_the_loss_scale_of_fp16_is_in_every_part(tmp_path):
     whole, limited = LimitedModel(), LimitedModel(fits=20)
     for model in (whole, limited):
         run = backward_of(model, tmp_path, precision="16-mixed")
-        run(ragged_batch(12, 4, 16), ChunkContext.full(), SCALES, share=1e-3, sync=True, step=1)
+        run(ragged_batch(12, 4, 16), ChunkContext.full(), WEIGHTS, share=1e-3, sync=True, step=1)
     assert gradients(whole)["outer.bias"].abs() > 1  # scaled
     for name, value in gradients(whole).items():
         torch.testing.assert_close(gradients(limited)[name], value, rtol=2e-2, atol=2e-2 * float(value.abs().max()))
@@ -194,7 +193,7 @@ def test_the_real_model_in_parts(tmp_path, cr_ctc_scale):
         recipe = replace(recipe, loss=LossConfig(cr_ctc_scale=cr_ctc_scale, cr_ctc_masks=masks))
         fabric = make_fabric(recipe.train)
         run = BatchBackward(fabric, fabric.setup(Objective(model)), model, recipe)
-        loss, ids = run(batch, ChunkContext(4, 1), SCALES, share=1.0, sync=True, step=1)
+        loss, ids = run(batch, ChunkContext(4, 1), WEIGHTS, share=1.0, sync=True, step=1)
         return loss.total, ids, gradients(model)
 
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from sumix_stream.config import PRESETS
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.babble import babble
 from sumix_stream.data.manifests import load_cuts, read_valid
-from sumix_stream.features import fbank
+from sumix_stream.features import whole_fbank
 from sumix_stream.tasks.build import build_model
 from sumix_stream.tasks.checkpoint import CONFIG, save_model, write_checkpoint
 from sumix_stream.tasks.transducer.model import Transducer
@@ -108,7 +108,7 @@ def make_it_talk(model: Transducer, unk_id: int) -> None:
     speech's sign does. Three joiner channels see to that; the others say which token is best.
     """
     rng = np.random.default_rng(1)
-    feats = fbank(np.concatenate([babble(rng, _RATE, 6.0) for _ in range(5)]))
+    feats = torch.from_numpy(whole_fbank(np.concatenate([babble(rng, _RATE, 6.0) for _ in range(5)])))
     model.set_normalisation(feats.mean(0), feats.std(0))
     for layer in model.encoder.layers:  # a trained model leans on its layers, an untrained one hardly
         layer.scale_residual_outputs((4 * model.config.encoder.num_layers) ** 0.5)

@@ -20,6 +20,7 @@ from sumix_stream.config import DataConfig
 from sumix_stream.data.augment.joining import Joiner, spoken
 from sumix_stream.data.augment.spec_augment import SpecAugment
 from sumix_stream.data.augment.waveforms import WaveformAugment, utterance_rng
+from sumix_stream.data.batch_fbank import BatchFbank
 from sumix_stream.data.batching.index import CutIndex
 from sumix_stream.data.batching.plan import (
     Arrange,
@@ -38,7 +39,7 @@ from sumix_stream.data.manifests import (
     cut_text,
     load_samples,
 )
-from sumix_stream.features import NUM_BINS, BatchFbank
+from sumix_stream.features import NUM_BINS
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 

@@ -41,6 +41,8 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
 class ChunkedAttention(nn.Module):
     """Multi-head self-attention; quadratic in T for whole utterances, a cache of L*C frames when streaming."""
 
+    peak_rate = 7e-4  # learning rate at 144 channels; above, scores grow until each frame sees one other
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         if config.dim % (2 * config.num_heads):
@@ -56,6 +58,12 @@ class ChunkedAttention(nn.Module):
     def residual_outputs(self) -> list[nn.Linear]:
         """The last products before the residual sum."""
         return [self.out]
+
+    def describe(self) -> str:
+        return "attention"
+
+    def state_grows(self, context: ChunkContext) -> bool:
+        return context.left_context is None
 
     def init_state(self, batch_size: int, context: ChunkContext) -> AttentionState:
         num_frames = 0 if context.left_context is None else context.left_context * context.chunk_size

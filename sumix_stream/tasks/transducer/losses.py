@@ -3,47 +3,29 @@
 B batch, T encoder frames, U tokens, V vocabulary with blank = 0.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumix_kernels import pruned_rnnt_loss
 from sumix_stream.config import LossConfig
+from sumix_stream.tasks.base import TaskLoss, Weights
 
 
-class LossScales(NamedTuple):
-    simple: float
-    pruned: float
-    ctc: float
-
-
-class TransducerLoss(NamedTuple):
-    """Losses in nats of each utterance (B,), exactly 0 where it has no path; `total` is the weighted sum a frame."""
-
-    total: Tensor
-    simple: Tensor
-    pruned: Tensor
-    ctc: Tensor
-    consistency: Tensor  # of two views' CTC posteriors; 0 of one view
-    has_path: Tensor
-    num_frames: Tensor  # encoder frames in the batch, a scalar
-
-
-def loss_scales(step: int, config: LossConfig) -> LossScales:
+def loss_weights(step: int, config: LossConfig) -> Weights:
     """Weights at a step: while pruning ranges are still poor, the simple loss leads.
 
-    The simple scale falls linearly from 1 to `simple_scale`, the pruned one rises from 0.1 to 1 over `warmup_steps`.
+    The simple one falls linearly from 1 to `simple_scale`, the pruned one rises from 0.1 to 1 over `warmup_steps`.
     """
     progress = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     simple = 1.0 + progress * (config.simple_scale - 1.0)
-    return LossScales(simple, 0.1 + 0.9 * progress, config.ctc_scale)
+    weights = {"simple": simple, "pruned": 0.1 + 0.9 * progress, "ctc": config.ctc_scale}
+    return weights if config.cr_ctc_scale == 0 else weights | {"consistency": config.cr_ctc_scale}
 
 
 def transducer_loss(
     config: LossConfig,
-    scales: LossScales,
+    weights: Weights,
     *,
     enc_proj: Tensor,
     pred_proj: Tensor,
@@ -54,7 +36,7 @@ def transducer_loss(
     enc_lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
-) -> TransducerLoss:
+) -> TaskLoss:
     """Weighted sum of simple, pruned and CTC losses.
 
     Args:
@@ -78,14 +60,12 @@ def transducer_loss(
         lm_only_scale=config.lm_only_scale,
         am_only_scale=config.am_only_scale,
     )
-    if ctc_logits is None:
-        ctc = torch.zeros_like(rnnt.simple)
-    else:
-        ctc = ctc_loss(ctc_logits, enc_lengths, tokens, token_lengths) * rnnt.has_path
+    parts = {"simple": rnnt.simple, "pruned": rnnt.pruned}
+    if ctc_logits is not None:
+        parts["ctc"] = ctc_loss(ctc_logits, enc_lengths, tokens, token_lengths) * rnnt.has_path
     num_frames = enc_lengths.sum()
-    weighted = scales.simple * rnnt.simple + scales.pruned * rnnt.pruned + scales.ctc * ctc
-    total = weighted.sum() / num_frames.clamp(min=1)
-    return TransducerLoss(total, rnnt.simple, rnnt.pruned, ctc, torch.zeros_like(ctc), rnnt.has_path, num_frames)
+    weighted = sum(weights[name] * part for name, part in parts.items())
+    return TaskLoss(weighted.sum() / num_frames.clamp(min=1), parts, rnnt.has_path, num_frames)
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:

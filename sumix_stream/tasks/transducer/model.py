@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from sumix_stream.config import LossConfig, ModelConfig
 from sumix_stream.context import ChunkContext
-from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.base import make_encoder
 from sumix_stream.encoders.spec_masks import mask_features
+from sumix_stream.tasks.base import TaskLoss, Weights
 from sumix_stream.tasks.transducer.consistency import ctc_consistency
 from sumix_stream.tasks.transducer.joiner import Joiner
-from sumix_stream.tasks.transducer.losses import LossScales, TransducerLoss, transducer_loss
+from sumix_stream.tasks.transducer.losses import transducer_loss
 from sumix_stream.tasks.transducer.predictor import LstmPredictor
 from sumix_stream.timebase import Timebase
 
@@ -43,7 +44,7 @@ class Transducer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.timebase = timebase or Timebase()
-        self.encoder = ConformerEncoder(config.encoder, self.timebase)
+        self.encoder = make_encoder(config.encoder, self.timebase)
         self.predictor = LstmPredictor(config.predictor, vocab_size, self.blank_id)
         dim = config.encoder.dim
         self.joiner = Joiner(dim, self.predictor.dim, config.joiner_dim, vocab_size)
@@ -84,16 +85,16 @@ class Transducer(nn.Module):
         tokens: Tensor,
         token_lengths: Tensor,
         context: ChunkContext,
-        scales: LossScales,
+        weights: Weights,
         loss: LossConfig | None = None,
-    ) -> TransducerLoss:
+    ) -> TaskLoss:
         """The training objective of a batch: feats (B, T0, 80), tokens (B, U), zero-padded, with lengths (B,)."""
         loss, batch = loss or LossConfig(), _Batch(feats, feat_lengths, tokens, token_lengths)
         if self.training and loss.cr_ctc_scale > 0:
-            return self._two_views(batch, context, scales, loss)
-        return self._loss(batch, context, scales, loss)[0]
+            return self._two_views(batch, context, weights, loss)
+        return self._loss(batch, context, weights, loss)[0]
 
-    def _two_views(self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig) -> TransducerLoss:
+    def _two_views(self, batch: _Batch, context: ChunkContext, weights: Weights, loss: LossConfig) -> TaskLoss:
         """The mean objective of two differently masked views of each utterance, and their consistency.
 
         Raises ValueError for a model without CTC head, and where the masks are not given.
@@ -105,24 +106,24 @@ class Transducer(nn.Module):
         batch_size = batch.feats.shape[0]
         views = torch.cat([mask_features(batch.feats, batch.feat_lengths, loss.cr_ctc_masks) for _ in range(2)])
         twice = _Batch(views, *(torch.cat([value, value]) for value in batch[1:]))
-        both, ctc_logits, enc_lengths = self._loss(twice, context.repeated(2), scales, loss)
-        simple, pruned, ctc = (part.view(2, batch_size).mean(0) for part in (both.simple, both.pruned, both.ctc))
+        both, ctc_logits, enc_lengths = self._loss(twice, context.repeated(2), weights, loss)
+        parts = {name: part.view(2, batch_size).mean(0) for name, part in both.parts.items()}
         num_frames = both.num_frames // 2
-        has_path = both.has_path[:batch_size]
+        has_path = both.usable[:batch_size]
         apart = ctc_consistency(*ctc_logits.split(batch_size), enc_lengths[:batch_size]) * has_path
         total = both.total + loss.cr_ctc_scale * apart.sum() / num_frames.clamp(min=1)
-        return TransducerLoss(total, simple, pruned, ctc, apart, has_path, num_frames)
+        return TaskLoss(total, parts | {"consistency": apart}, has_path, num_frames)
 
     def _loss(
-        self, batch: _Batch, context: ChunkContext, scales: LossScales, loss: LossConfig
-    ) -> tuple[TransducerLoss, Tensor | None, Tensor]:
+        self, batch: _Batch, context: ChunkContext, weights: Weights, loss: LossConfig
+    ) -> tuple[TaskLoss, Tensor | None, Tensor]:
         """The objective, CTC logits (B, T, V) if there is a head, and their lengths (B,)."""
         enc, enc_lengths = self.encoder(batch.feats, batch.feat_lengths, context)
         pred = self.predictor(batch.tokens)
         ctc_logits = None if self.ctc_head is None else self.ctc_head(enc)
         result = transducer_loss(
             loss,
-            scales,
+            weights,
             enc_proj=self.joiner.project_encoder(enc),
             pred_proj=self.joiner.project_predictor(pred),
             output=self.joiner.output,
