@@ -1,9 +1,9 @@
 """From joiner to arc log-probabilities: the log-normaliser and the two entries of each logit row that are needed.
 
-B batch, T frames, R lattice rows a frame, V vocabulary, J joint dimension. Two entrances: `selected_log_probs` for
-logits that exist, `joint_log_probs` for logits that are made here, tile by tile, so that a tile stays in the cache. Up
-to a fixed size the logits are kept for the backward pass; beyond it, it makes each tile again, so that memory does not
-grow with V.
+B batch, T frames, R lattice rows a frame, V vocabulary, J joint dimension. `selected_log_probs` and `hat_log_probs`
+take logits that exist; `joint_log_probs` makes them here, tile by tile, so that a tile stays in the cache. Up to a
+fixed size it keeps the logits for the backward pass; beyond it, it makes each tile again, so that memory does not grow
+with V.
 """
 
 import torch
@@ -27,6 +27,24 @@ def selected_log_probs(logits: Tensor, targets: Tensor, termination_symbol: int)
     """log softmax of logits (..., V) at ``targets`` (...) and at ``termination_symbol``, both (...), at least fp32."""
     with torch.autocast(logits.device.type, enabled=False):
         return _SelectedLogProbs.apply(logits, targets, termination_symbol)
+
+
+def hat_log_probs(logits: Tensor, targets: Tensor, termination_symbol: int) -> tuple[Tensor, Tensor]:
+    """`selected_log_probs` of the hybrid autoregressive transducer (arXiv 2003.07705, equations 5 to 7).
+
+    Termination is a yes or no of its own, a sigmoid of its logit; the other symbols share the rest by a softmax:
+
+        log P(termination) = log sigmoid(z[termination])
+        log P(v)           = log sigmoid(-z[termination]) + z[v] - log sum exp(z of all v but termination)
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        blank = logits[..., termination_symbol]
+        sides = logits[..., :termination_symbol], logits[..., termination_symbol + 1 :]
+        normalisers = [side.logsumexp(-1) for side in sides if side.shape[-1]]
+        normaliser = normalisers[0] if len(normalisers) == 1 else torch.logaddexp(*normalisers)
+        x = logits.gather(-1, targets[..., None]).squeeze(-1) - normaliser
+        return x + torch.nn.functional.logsigmoid(-blank), torch.nn.functional.logsigmoid(blank)
 
 
 def joint_log_probs(

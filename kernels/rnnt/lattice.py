@@ -20,6 +20,8 @@ exp(q[d, source] + weight - q[d+1, s]); occupations of nodes flow back over the 
 the end node's 1. They are the gradients of the result with respect to px and py.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -69,6 +71,36 @@ def lattice_log_prob(
         middle = (boundary[:, 3, None, None].to(px.dtype) - 1) / 2
         px = px + delay_penalty * (middle - frames)
     return _Lattice.apply(px, py, boundary, rnnt_type == "regular", with_occupations)
+
+
+def open_lattice_log_prob(
+    lattice: Callable, px: Tensor, py: Tensor, boundary: Tensor, with_occupations: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`lattice_log_prob` of arcs that are any numbers, not those of a loss; nothing outside the boundary is read.
+
+    px (B, S, T+1) is a regular lattice, in which symbols may follow the last frame too; px (B, S, T) a modified one.
+    py (B, S+1, T), boundary (B, 4). ``lattice`` is a backend's `lattice_log_prob`.
+    """
+    regular = px.shape[2] == py.shape[2] + 1
+    begin_symbol, begin_frame, end_symbol, end_frame = boundary[:, :, None, None].unbind(1)
+    rows, frames = (torch.arange(size, device=px.device) for size in (py.shape[1], px.shape[2]))
+    in_rows = ((rows >= begin_symbol) & (rows <= end_symbol)).transpose(1, 2)  # (B, S+1, 1)
+    in_frames = (frames >= begin_frame) & (frames < end_frame)  # (B, 1, T), or T+1
+    after = frames == end_frame
+    if regular:  # one frame more, which costs nothing: its symbols are those that follow the last frame
+        py = torch.nn.functional.pad(py, (0, 1))
+        boundary = torch.cat([boundary[:, :3], boundary[:, 3:] + 1], 1)
+    py = py.masked_fill(~(in_rows & in_frames), float("-inf"))
+    if regular:
+        py = py.masked_fill(after, 0.0)
+        in_frames = in_frames | after
+    px = px.masked_fill(~(in_rows[:, 1:] & (rows[1:, None] > begin_symbol) & in_frames), float("-inf"))
+
+    kind = "regular" if regular else "modified"
+    log_prob, px_occupation, py_occupation = lattice(px, py, boundary, kind, 0.0, with_occupations)
+    if regular and with_occupations:
+        py_occupation = py_occupation.masked_fill(after, 0.0)[:, :, :-1]
+    return log_prob, px_occupation, py_occupation
 
 
 class _Lattice(torch.autograd.Function):

@@ -18,9 +18,11 @@ def rnnt_loss(logits, symbols, termination_symbol, boundary, rnnt_type, delay_pe
     return torch.stack(losses)
 
 
-def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty):
+def rnnt_loss_pruned(
+    logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss=False
+):
     """Losses (B,) from the logits (B, T, R, V) of the lattice rows ``ranges`` (B, T, R)."""
-    log_probs = logits.double().log_softmax(-1)
+    log_probs = hat_log_probs(logits, termination_symbol) if use_hat_loss else logits.double().log_softmax(-1)
     losses = []
     for b, (s0, t0, s1, t1) in enumerate(boundary.tolist()):
         px, py = {}, {}
@@ -32,6 +34,38 @@ def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt
                     py[s, t] = log_probs[b, t, r, termination_symbol]
         losses.append(_loss(px, py, (s0, t0, s1, t1), rnnt_type, delay_penalty, log_probs))
     return torch.stack(losses)
+
+
+def hat_log_probs(logits, termination_symbol):
+    """Log-probabilities of all symbols: a coin for termination, and if it falls the other way a softmax of the rest."""
+    termination = torch.arange(logits.shape[-1], device=logits.device) == termination_symbol
+    coin = logits[..., termination_symbol, None].double()
+    zero = torch.zeros_like(coin)
+    rest = logits.double().masked_fill(termination, float("-inf")).log_softmax(-1)
+    return torch.where(termination, -torch.logaddexp(-coin, zero), rest - torch.logaddexp(coin, zero))
+
+
+def mutual_information(px, py, boundary, with_occupations=True):
+    """Log-probabilities (B,) of all paths, with the occupations of px (B, S, T or T+1) and of py (B, S+1, T).
+
+    Where px has one column more than py, a symbol takes no frame, and symbols may follow the last frame too.
+    """
+    rnnt_type, extra = ("regular", 1) if px.shape[2] == py.shape[2] + 1 else ("modified", 0)
+    px, py = px.double(), py.double()
+    px_occupation, py_occupation = torch.zeros_like(px), torch.zeros_like(py)
+    log_probs = []
+    for b, (s0, t0, s1, t1) in enumerate(boundary.tolist()):
+        symbol_arcs = {(s, t): px[b, s, t] for s in range(s0, s1) for t in range(t0, t1 + extra)}
+        frame_arcs = {(s, t): py[b, s, t] for s in range(s0, s1 + 1) for t in range(t0, t1)}
+        symbol_arcs, frame_arcs = (
+            {node: log_prob for node, log_prob in arcs.items() if log_prob > float("-inf")}
+            for arcs in (symbol_arcs, frame_arcs)
+        )
+        log_prob = _log_prob(symbol_arcs, frame_arcs, (s0, t0, s1, t1), rnnt_type)
+        log_probs.append(px.new_tensor(float("-inf")) if log_prob is None else log_prob)
+        if with_occupations:
+            _count_(px_occupation[b], py_occupation[b], symbol_arcs, frame_arcs, (s0, t0, s1, t1), rnnt_type)
+    return torch.stack(log_probs), px_occupation, py_occupation
 
 
 def rnnt_loss_smoothed(
@@ -60,20 +94,9 @@ def rnnt_loss_smoothed(
         py = {(s, t): log_probs[b, t, s, termination_symbol] for s in range(s0, s1 + 1) for t in range(t0, t1)}
         losses.append(_loss(px, py, (s0, t0, s1, t1), rnnt_type, delay_penalty, log_probs))
 
-        px = {key: value.detach().requires_grad_() for key, value in px.items()}
-        py = {key: value.detach().requires_grad_() for key, value in py.items()}
-        with torch.enable_grad():
-            symbol_arcs = _symbol_arcs(px, py, (s0, t0, s1, t1), rnnt_type, delay_penalty)
-            # k2 counts how often the recursion's arcs are taken: constrained's symbol arc is one arc.
-            symbol_arcs = {key: value.detach().requires_grad_() for key, value in symbol_arcs.items()}
-            log_prob = _log_prob(symbol_arcs, py, (s0, t0, s1, t1), rnnt_type)
-        for arcs, occupation in ((symbol_arcs, px_occupation), (py, py_occupation)):
-            if log_prob is None or not log_prob.requires_grad or not arcs:
-                continue
-            grads = torch.autograd.grad(log_prob, list(arcs.values()), retain_graph=True, allow_unused=True)
-            for (s, t), grad in zip(arcs, grads):
-                if grad is not None:
-                    occupation[b, s, t] = grad
+        # k2 counts how often the recursion's arcs are taken: constrained's symbol arc is one arc.
+        symbol_arcs = _symbol_arcs(px, py, (s0, t0, s1, t1), rnnt_type, delay_penalty)
+        _count_(px_occupation[b], py_occupation[b], symbol_arcs, py, (s0, t0, s1, t1), rnnt_type)
     return torch.stack(losses), px_occupation, py_occupation
 
 
@@ -134,6 +157,20 @@ def _log_prob(px, py, extent, rnnt_type):
             if incoming:
                 total[s, t] = torch.stack(incoming).logsumexp(0)
     return total.get((s1, t1))
+
+
+def _count_(px_occupation, py_occupation, px, py, extent, rnnt_type):
+    """Write how often a path takes each arc: the gradient of the log-probability of all paths."""
+    px, py = ({node: log_prob.detach().requires_grad_() for node, log_prob in arcs.items()} for arcs in (px, py))
+    with torch.enable_grad():
+        total = _log_prob(px, py, extent, rnnt_type)
+    if total is None or not total.requires_grad:
+        return
+    for arcs, occupation in ((px, px_occupation), (py, py_occupation)):
+        grads = torch.autograd.grad(total, list(arcs.values()), retain_graph=True, allow_unused=True) if arcs else ()
+        for (s, t), grad in zip(arcs, grads):
+            if grad is not None:
+                occupation[s, t] = grad
 
 
 def _loss(px, py, extent, rnnt_type, delay_penalty, log_probs):

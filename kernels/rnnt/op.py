@@ -9,7 +9,7 @@ Arguments that all losses share:
 - symbols (B, S) int64, each in 0..V-1; what lies beyond an utterance's end is ignored.
 - boundary (B, 4) int64: begin symbol, begin frame, end symbol, end frame of each utterance; None: [0, 0, S, T].
 - rnnt_type: ``regular`` (any number of symbols a frame), ``modified`` (a symbol consumes its frame),
-  ``constrained`` (as modified, and the frame's blank is paid for as well).
+  ``constrained`` (as modified, and pays for the blank that could follow the symbol in its frame as well).
 - delay_penalty: a symbol at frame t gains ``delay_penalty * ((end_frame - 1) / 2 - t)``.
 - reduction: ``none`` (B,), ``mean`` over the batch, ``sum``.
 - backend: ``triton`` (fp32 and half types); ``k2`` where it can be imported; ``torch``; ``naive`` (fp64 reference);
@@ -27,11 +27,9 @@ import torch
 from torch import Tensor
 
 from sumix_kernels import backend as backends
-from sumix_kernels.rnnt import naive, pruning, via_k2
+from sumix_kernels.rnnt import arguments, naive, pruning, via_k2
 from sumix_kernels.rnnt import torch as torch_pieces
-from sumix_kernels.rnnt.lattice import RNNT_TYPES, has_path, whole_boundary
-
-_REDUCTIONS = {"none": lambda loss: loss, "mean": torch.mean, "sum": torch.sum}
+from sumix_kernels.rnnt.lattice import has_path, whole_boundary
 
 
 class PrunedRnntLoss(NamedTuple):
@@ -79,17 +77,17 @@ def pruned_rnnt_loss(
 
     Raises ValueError for shapes that do not fit and arguments out of range.
     """
-    (B, T, V), S = _shape("am", am, 3), symbols.shape[-1]
-    _check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
-    _check_shape("lm", lm, (B, S + 1, V))
-    J = _shape("enc_proj", enc_proj, 3)[2]
-    _check_shape("enc_proj", enc_proj, (B, T, J))
-    _check_shape("pred_proj", pred_proj, (B, S + 1, J))
-    _check_shape("joiner.weight", joiner.weight, (V, J))
+    (B, T, V), S = arguments.shape_of("am", am, 3), symbols.shape[-1]
+    arguments.check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
+    arguments.check_shape("lm", lm, (B, S + 1, V))
+    J = arguments.shape_of("enc_proj", enc_proj, 3)[2]
+    arguments.check_shape("enc_proj", enc_proj, (B, T, J))
+    arguments.check_shape("pred_proj", pred_proj, (B, S + 1, J))
+    arguments.check_shape("joiner.weight", joiner.weight, (V, J))
     if joiner.bias is not None:
-        _check_shape("joiner.bias", joiner.bias, (V,))
-    _check_scales(lm_only_scale, am_only_scale)
-    _check_s_range(s_range, rnnt_type)
+        arguments.check_shape("joiner.bias", joiner.bias, (V,))
+    arguments.check_scales(lm_only_scale, am_only_scale)
+    arguments.check_s_range(s_range, rnnt_type)
 
     if boundary is None:
         boundary = whole_boundary(symbols, T)
@@ -148,16 +146,16 @@ def rnnt_loss_smoothed(
     With ``return_grad`` also (px_grad, py_grad), how often a path takes each arc: px_grad (B, S, T+1) (``regular``) or
     (B, S, T) for symbols, py_grad (B, S+1, T) for blanks; they carry no gradient.
     """
-    (B, T, V), S = _shape("am", am, 3), symbols.shape[-1]
-    _check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
-    _check_shape("lm", lm, (B, S + 1, V))
-    _check_scales(lm_only_scale, am_only_scale)
-    _check_reduction(reduction)
+    (B, T, V), S = arguments.shape_of("am", am, 3), symbols.shape[-1]
+    arguments.check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
+    arguments.check_shape("lm", lm, (B, S + 1, V))
+    arguments.check_scales(lm_only_scale, am_only_scale)
+    arguments.check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
     loss, px_grad, py_grad = _pieces(backend, lm, am).rnnt_loss_smoothed(
         lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type, delay_penalty
     )
-    loss = _REDUCTIONS[reduction](loss)
+    loss = arguments.REDUCTIONS[reduction](loss)
     return (loss, (px_grad, py_grad)) if return_grad else loss
 
 
@@ -169,13 +167,9 @@ def get_rnnt_prune_ranges(
     px_grad and py_grad are those of `rnnt_loss_smoothed`. Rows of a frame are consecutive; their first is 0 at frame
     0, never decreases, and rises by at most R-1 a frame (1 where px_grad has T columns: modified, constrained).
     """
-    B, S, columns = _shape("px_grad", px_grad, 3)
-    T = _shape("py_grad", py_grad, 3)[2]
-    _check_shape("py_grad", py_grad, (B, S + 1, T))
-    _check_shape("boundary", boundary, (B, 4))
-    if columns not in (T, T + 1):
-        raise ValueError(f"px_grad must have {T} or {T + 1} columns, like py_grad's frames, but has {columns}")
-    _check_s_range(s_range, "regular" if columns == T + 1 else "modified")
+    B, _, _, regular = arguments.check_arcs("px_grad", px_grad, "py_grad", py_grad)
+    arguments.check_shape("boundary", boundary, (B, 4))
+    arguments.check_s_range(s_range, "regular" if regular else "modified")
     return _pieces(backend, px_grad, py_grad).get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
 
 
@@ -184,10 +178,10 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
 
     am's result is expanded, not copied. ranges (B, T, R) as from `get_rnnt_prune_ranges`.
     """
-    B, T, _ = _shape("am", am, 3)
-    _, S1, K = _shape("lm", lm, 3)
-    _check_shape("lm", lm, (B, S1, K))
-    _check_shape("ranges", ranges, (B, T, _shape("ranges", ranges, 3)[2]))
+    B, T, _ = arguments.shape_of("am", am, 3)
+    _, S1, K = arguments.shape_of("lm", lm, 3)
+    arguments.check_shape("lm", lm, (B, S1, K))
+    arguments.check_shape("ranges", ranges, (B, T, arguments.shape_of("ranges", ranges, 3)[2]))
     return pruning.prune(am, lm, ranges)
 
 
@@ -200,19 +194,26 @@ def rnnt_loss_pruned(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    use_hat_loss: bool = False,
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """RNN-T loss from the joiner's logits (B, T, R, V) at the lattice rows ``ranges`` (B, T, R)."""
-    B, T, R, V = _shape("logits", logits, 4)
-    _check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
-    _check_shape("ranges", ranges, (B, T, R))
-    _check_reduction(reduction)
+    """RNN-T loss from the joiner's logits (B, T, R, V) at the lattice rows ``ranges`` (B, T, R).
+
+    With ``use_hat_loss`` the logits are those of a hybrid autoregressive transducer (arXiv 2003.07705): termination has
+    probability sigmoid(its logit), the other symbols share the rest by their softmax.
+    """
+    B, T, R, V = arguments.shape_of("logits", logits, 4)
+    arguments.check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
+    arguments.check_ranges(ranges, (B, T, R), symbols.shape[1])
+    if use_hat_loss:
+        arguments.check_hat(logits)
+    arguments.check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
     loss = _pieces(backend, logits).rnnt_loss_pruned(
-        logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty
+        logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss
     )
-    return _REDUCTIONS[reduction](loss)
+    return arguments.REDUCTIONS[reduction](loss)
 
 
 def rnnt_loss(
@@ -227,13 +228,13 @@ def rnnt_loss(
     backend: str = "auto",
 ) -> Tensor:
     """RNN-T loss from the joiner's logits (B, T, S+1, V) on the whole lattice."""
-    B, T, _, V = _shape("logits", logits, 4)
-    _check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
-    _check_shape("logits", logits, (B, T, symbols.shape[1] + 1, V))
-    _check_reduction(reduction)
+    B, T, _, V = arguments.shape_of("logits", logits, 4)
+    arguments.check_lattice(symbols, termination_symbol, boundary, rnnt_type, delay_penalty, B, T, V)
+    arguments.check_shape("logits", logits, (B, T, symbols.shape[1] + 1, V))
+    arguments.check_reduction(reduction)
     boundary = whole_boundary(symbols, T) if boundary is None else boundary
     loss = _pieces(backend, logits).rnnt_loss(logits, symbols, termination_symbol, boundary, rnnt_type, delay_penalty)
-    return _REDUCTIONS[reduction](loss)
+    return arguments.REDUCTIONS[reduction](loss)
 
 
 def _pieces(backend: str, *tensors: Tensor | None) -> ModuleType:
@@ -269,77 +270,3 @@ def _product_dtype(enc: Tensor, pred: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(enc.device.type):
         return torch.get_autocast_dtype(enc.device.type)
     return torch.promote_types(enc.dtype, pred.dtype)
-
-
-def _shape(name: str, x: Tensor, ndim: int) -> torch.Size:
-    if x.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(x.shape)}")
-    return x.shape
-
-
-def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} to fit the other arguments, got {tuple(x.shape)}")
-
-
-def _check_lattice(
-    symbols: Tensor,
-    termination_symbol: int,
-    boundary: Tensor | None,
-    rnnt_type: str,
-    delay_penalty: float,
-    B: int,
-    T: int,
-    V: int,
-) -> None:
-    S = _shape("symbols", symbols, 2)[1]
-    _check_shape("symbols", symbols, (B, S))
-    if rnnt_type not in RNNT_TYPES:
-        raise ValueError(f"rnnt_type must be one of {', '.join(RNNT_TYPES)}, got {rnnt_type!r}")
-    if not 0 <= termination_symbol < V:
-        raise ValueError(f"termination_symbol must be in 0..{V - 1}, got {termination_symbol}")
-    if not delay_penalty >= 0.0:
-        raise ValueError(f"delay_penalty must be at least 0, got {delay_penalty}")
-    for name, x in (("symbols", symbols), ("boundary", boundary)):
-        if x is not None and x.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64, got {x.dtype}")
-    if boundary is not None:
-        _check_shape("boundary", boundary, (B, 4))
-    # On another device, looking at values would make the host wait.
-    if symbols.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_values(symbols, boundary, S, T, V)
-
-
-def _check_values(symbols: Tensor, boundary: Tensor | None, S: int, T: int, V: int) -> None:
-    if symbols.numel() and not (0 <= symbols.min() and symbols.max() < V):
-        raise ValueError(f"symbols must be in 0..{V - 1}, got {symbols.min().item()}..{symbols.max().item()}")
-    if boundary is None:
-        return
-    begin, end = boundary[:, :2], boundary[:, 2:]
-    wrong = ((begin < 0) | (begin > end) | (end > end.new_tensor([S, T]))).any(1)
-    if wrong.any():
-        raise ValueError(
-            f"boundary must be 0 <= begin <= end with end at most {S} symbols and {T} frames, "
-            f"got {boundary[wrong][0].tolist()}"
-        )
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
-
-
-def _check_scales(lm_only_scale: float, am_only_scale: float) -> None:
-    for name, scale in (("lm_only_scale", lm_only_scale), ("am_only_scale", am_only_scale)):
-        if not 0.0 <= scale <= 1.0:
-            raise ValueError(f"{name} must be in 0..1, got {scale}")
-    if lm_only_scale + am_only_scale > 1.0:
-        raise ValueError(f"lm_only_scale + am_only_scale must be at most 1, got {lm_only_scale} + {am_only_scale}")
-
-
-def _check_s_range(s_range: int, rnnt_type: str) -> None:
-    least = 1 if rnnt_type == "modified" else 2
-    if s_range < least:
-        raise ValueError(
-            f"s_range must be at least {least} for rnnt_type {rnnt_type!r}, or no path is left; got {s_range}"
-        )

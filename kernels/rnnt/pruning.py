@@ -25,15 +25,19 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: in
     for r in range(1, R):
         kept += py_grad[:, r : r + num_starts]
     kept[:, 1:] -= px_grad[:, : num_starts - 1, :T]
-    start = kept.argmax(1)  # (B, T)
+    return admissible(kept.argmax(1), boundary, R, stride=R - 1 if px_frames == T + 1 else 1)
 
+
+def admissible(start: Tensor, boundary: Tensor, R: int, stride: int) -> Tensor:
+    """Rows to keep (B, T, R) from the wished first rows ``start`` (B, T), moved so that they let a path through.
+
+    ``stride`` is the most rows that a frame may move on, as a path can: R-1 (regular), one (otherwise).
+    """
     # From its last frame on an utterance keeps its last symbols, so that the end is reached.
-    frames = torch.arange(T, device=start.device)
+    frames = torch.arange(start.shape[1], device=start.device)
     last_start = (boundary[:, 2, None] - R + 1).clamp(min=0)
     start = torch.where(frames < boundary[:, 3, None] - 1, start, last_start)
 
-    # A frame may move on by no more rows than a path can: R-1 (regular), one (otherwise).
-    stride = R - 1 if px_frames == T + 1 else 1
     start = _lower_monotonic(start)
     start = stride * frames - _lower_monotonic(stride * frames - start).clamp(min=0)
     return start[:, :, None] + torch.arange(R, device=start.device)

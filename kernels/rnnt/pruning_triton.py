@@ -62,7 +62,7 @@ def _lesser(a, b):
 
 @triton.jit(do_not_specialize=["num_frames"])
 def ranges_kernel(start, ranges, num_frames, R: tl.constexpr, STRIDE: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr):
-    """Rows to keep: first rows lowered until they never decrease, nor rise by more than STRIDE a frame, from 0 on."""
+    """Rows to keep: first rows moved so that they never decrease nor rise by more than STRIDE a frame."""
     i_b = tl.program_id(0).to(tl.int64)
     o_r = tl.arange(0, BR)
     far = 1 << 40

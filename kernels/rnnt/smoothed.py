@@ -48,9 +48,14 @@ def smoothed_log_probs(
 def add_acoustic_log_probs(
     px: Tensor, py: Tensor, lm: Tensor, am: Tensor, symbols: Tensor, termination_symbol: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """px and py plus ``scale`` times the log-probabilities of am with lm's unigram."""
-    rows = lm.log_softmax(2).flatten(0, 1)
+    """px and py plus ``scale`` times the log-probabilities of am with lm's unigram.
+
+    As in k2, the smallest normal number is added to the unigram. Symbols that lm rules out by -inf have that.
+    """
+    limits = torch.finfo(lm.dtype)
+    rows = lm.log_softmax(2).flatten(0, 1).clamp_min(limits.min)  # a column of -inf would have gradient nan
     unigram = rows.logsumexp(0) - math.log(rows.shape[0])
+    unigram = torch.logaddexp(unigram, unigram.new_full((), math.log(limits.tiny)))
     am_log_probs = (am + unigram).log_softmax(2).transpose(1, 2)  # (B, V, T)
     px = px + scale * am_log_probs.gather(1, symbols[:, :, None].expand(px.shape))
     return px, py + scale * am_log_probs[:, termination_symbol, None]

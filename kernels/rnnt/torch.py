@@ -3,11 +3,15 @@
 import torch
 from torch import Tensor
 
-from sumix_kernels.rnnt.joint import joint_log_probs, row_symbols, selected_log_probs
-from sumix_kernels.rnnt.lattice import lattice_log_prob
+from sumix_kernels.rnnt.joint import hat_log_probs, joint_log_probs, row_symbols, selected_log_probs
+from sumix_kernels.rnnt.lattice import lattice_log_prob, open_lattice_log_prob
 from sumix_kernels.rnnt.pruning import prune_ranges as get_rnnt_prune_ranges  # noqa: F401  one of the pieces
 from sumix_kernels.rnnt.pruning import unprune
 from sumix_kernels.rnnt.smoothed import smoothed_log_probs
+
+
+def mutual_information(px, py, boundary, with_occupations) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return open_lattice_log_prob(lattice_log_prob, px, py, boundary, with_occupations)
 
 
 def rnnt_loss_smoothed(
@@ -21,15 +25,30 @@ def rnnt_loss_smoothed(
 
 
 def rnnt_loss(logits, symbols, termination_symbol, boundary, rnnt_type, delay_penalty) -> Tensor:
-    targets = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)[:, None].expand(logits.shape[:3])
-    x, y = selected_log_probs(logits, targets, termination_symbol)
-    px, py = x[:, :, :-1].transpose(1, 2), y.transpose(1, 2)
+    px, py = whole_log_probs(logits, symbols, termination_symbol)
     return -lattice_log_prob(px, py, boundary, rnnt_type, delay_penalty)[0]
 
 
-def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty) -> Tensor:
-    x, y = selected_log_probs(logits, row_symbols(symbols, ranges, termination_symbol), termination_symbol)
-    return _pruned_lattice(x, y, symbols, ranges, boundary, rnnt_type, delay_penalty)
+def rnnt_loss_pruned(
+    logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss=False
+) -> Tensor:
+    px, py = pruned_log_probs(logits, symbols, ranges, termination_symbol, use_hat_loss)
+    return -lattice_log_prob(px, py, boundary, rnnt_type, delay_penalty)[0]
+
+
+def whole_log_probs(logits, symbols, termination_symbol) -> tuple[Tensor, Tensor]:
+    """px (B, S, T) of the symbols and py (B, S+1, T) of termination, from logits (B, T, S+1, V)."""
+    targets = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)[:, None].expand(logits.shape[:3])
+    x, y = selected_log_probs(logits, targets, termination_symbol)
+    return x[:, :, :-1].transpose(1, 2), y.transpose(1, 2)
+
+
+def pruned_log_probs(logits, symbols, ranges, termination_symbol, use_hat_loss=False) -> tuple[Tensor, Tensor]:
+    """px (B, S, T) and py (B, S+1, T) from logits (B, T, R, V) at the rows ``ranges``; -inf where pruned."""
+    log_probs = hat_log_probs if use_hat_loss else selected_log_probs
+    x, y = log_probs(logits, row_symbols(symbols, ranges, termination_symbol), termination_symbol)
+    num_rows = symbols.shape[1] + 1
+    return unprune(x, ranges, num_rows)[:, :-1], unprune(y, ranges, num_rows)
 
 
 def rnnt_loss_joint(
@@ -38,10 +57,6 @@ def rnnt_loss_joint(
     """`rnnt_loss_pruned` of ``tanh(enc + pruned pred) @ weight.T + bias`` computed in ``dtype``, without the logits."""
     targets = row_symbols(symbols, ranges, termination_symbol)
     x, y = joint_log_probs(enc, pred, weight, bias, ranges, targets, termination_symbol, dtype=dtype)
-    return _pruned_lattice(x, y, symbols, ranges, boundary, rnnt_type, delay_penalty)
-
-
-def _pruned_lattice(x, y, symbols, ranges, boundary, rnnt_type, delay_penalty) -> Tensor:
     num_rows = symbols.shape[1] + 1
     px, py = unprune(x, ranges, num_rows)[:, :-1], unprune(y, ranges, num_rows)
     return -lattice_log_prob(px, py, boundary, rnnt_type, delay_penalty)[0]

@@ -7,12 +7,21 @@ taken to be as `get_rnnt_prune_ranges` gives them: neighbours, with a first row 
 import torch
 from torch import Tensor
 
+from sumix_kernels.rnnt.joint import hat_log_probs, row_symbols
 from sumix_kernels.rnnt.joint_triton import joint_log_probs
+from sumix_kernels.rnnt.lattice import open_lattice_log_prob
 from sumix_kernels.rnnt.lattice_triton import lattice_log_prob
 from sumix_kernels.rnnt.pruning_triton import prune_ranges as get_rnnt_prune_ranges  # noqa: F401  one of the pieces
 from sumix_kernels.rnnt.selected_triton import selected_log_probs
 from sumix_kernels.rnnt.smoothed import add_acoustic_log_probs
 from sumix_kernels.rnnt.smoothed_triton import smoothed_log_probs
+
+
+def mutual_information(px, py, boundary, with_occupations) -> tuple[Tensor, Tensor, Tensor]:
+    def lattice(px, py, *arguments):
+        return lattice_log_prob(px, py, None, px.shape[1], *arguments)
+
+    return open_lattice_log_prob(lattice, px, py, boundary, with_occupations)
 
 
 def rnnt_loss_smoothed(
@@ -35,8 +44,13 @@ def rnnt_loss(logits, symbols, termination_symbol, boundary, rnnt_type, delay_pe
     return _selected_loss(logits, symbols, None, termination_symbol, boundary, rnnt_type, delay_penalty)
 
 
-def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty) -> Tensor:
+def rnnt_loss_pruned(
+    logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss=False
+) -> Tensor:
     start = ranges[:, :, 0].contiguous()
+    if use_hat_loss:
+        x, y = hat_log_probs(logits, row_symbols(symbols, ranges, termination_symbol), termination_symbol)
+        return _loss(x, y, start, symbols, boundary, rnnt_type, delay_penalty)
     return _selected_loss(logits, symbols, start, termination_symbol, boundary, rnnt_type, delay_penalty)
 
 

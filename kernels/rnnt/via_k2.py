@@ -56,7 +56,9 @@ def get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range) -> Tensor:
     return load_k2().get_rnnt_prune_ranges(px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=s_range)
 
 
-def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty) -> Tensor:
+def rnnt_loss_pruned(
+    logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, use_hat_loss=False
+) -> Tensor:
     k2 = load_k2()
     with torch.autocast(logits.device.type, enabled=False):
         return k2.rnnt_loss_pruned(
@@ -68,6 +70,7 @@ def rnnt_loss_pruned(logits, symbols, ranges, termination_symbol, boundary, rnnt
             rnnt_type=rnnt_type,
             delay_penalty=delay_penalty,
             reduction="none",
+            use_hat_loss=use_hat_loss,
         )
 
 

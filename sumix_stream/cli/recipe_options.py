@@ -64,4 +64,6 @@ def _overrides(unknown: list[str], parser: argparse.ArgumentParser) -> dict[str,
 def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if value == {}:
+        return "{}"
     return str(list(value)) if isinstance(value, tuple) else str(value) or "''"

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sumix_stream.config import RecipeConfig
+    from sumix_stream.tasks.fine_tuning import Taken
+    from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.loop import Trainer
 
 
@@ -27,7 +31,11 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
     train, valid = load_cuts(data.train_cuts), data.valid_cuts and load_cuts(data.valid_cuts)
     model = make_task(recipe.task).build(recipe.model, tokenizer.vocab_size, config.seed)
-    model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
+    notes = []
+    if config.init_from:
+        notes.append(str(_start_from(model, tokenizer, config.init_from, Path(config.exp_dir))))
+    else:
+        model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
     fabric = make_fabric(config)
     rank, world = fabric.global_rank, fabric.world_size
     share = {"rank": rank, "world_size": world, "accumulate": batches_per_process(config, world)}
@@ -37,4 +45,18 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
         wer = masked_wer if config.valid_chunk_size == "full" else partial(streaming_wer, realtime=False)
         return wer(model, tokenizer, read_valid(valid), config.valid_chunk_size, config.valid_left_context)
 
-    return kind(recipe, model, tokenizer, loader, validate if data.valid_cuts else None, fabric)
+    return kind(recipe, model, tokenizer, loader, validate if data.valid_cuts else None, fabric, notes)
+
+
+def _start_from(model: nn.Module, tokenizer: Tokenizer, source: str, exp_dir: Path) -> Taken:
+    """Of a run that resumes the source may be gone: its own checkpoint, which is loaded next, has the same sizes."""
+    from sumix_stream.tasks.checkpoint import CheckpointError
+    from sumix_stream.tasks.fine_tuning import init_from
+    from sumix_stream.train.resume import latest_checkpoint
+
+    try:
+        return init_from(model, tokenizer, source)
+    except CheckpointError:
+        if (latest := latest_checkpoint(exp_dir)) is None:
+            raise
+        return init_from(model, tokenizer, latest)

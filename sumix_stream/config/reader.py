@@ -53,6 +53,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return plain(config)
@@ -199,6 +201,10 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key} must be a list, got {value!r}")
         return tuple(_convert(item, typing.get_args(kind)[0], f"{key}[{i}]") for i, item in enumerate(value))
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} must be a mapping, got {value!r}")
+        return {str(name): _convert(item, typing.get_args(kind)[1], f"{key}.{name}") for name, item in value.items()}
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if kind is float and is_int:
         return float(value)

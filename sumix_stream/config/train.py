@@ -1,6 +1,6 @@
 """The training objective, the contexts of dynamic chunk training, and the run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sumix_stream.config.checks import path_field, require, require_choice, require_chunk_size, require_range
 from sumix_stream.config.data import SpecAugmentConfig
@@ -58,6 +58,8 @@ class TrainConfig:
 
     exp_dir: str = path_field("exp")
     seed: int = 0
+    init_from: str = path_field("")  # experiment or checkpoint to start from (fine-tuning), with a tokenizer of its own
+    freeze: dict[str, int] = field(default_factory=dict)  # part: steps that it stays as it is, such as {encoder: 500}
     chunk_size: str = "dynamic"  # full | dynamic | 640ms | 0.64s | 16 (encoder frames)
     left_context: int | None = None  # chunks, when chunk_size is fixed; None = unlimited
     max_steps: int = 1000
@@ -92,6 +94,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self, "exp_dir", bool(self.exp_dir), "a folder")
         require_range(self, "seed left_context valid_left_context", 0)
+        require(self, "freeze", all(steps >= 0 for steps in self.freeze.values()), "parts with steps of at least 0")
         require_chunk_size(self, "chunk_size", ("full", "dynamic"))
         require_chunk_size(self, "valid_chunk_size", ("full",))
         require_range(self, "max_steps accumulate devices num_nodes log_interval valid_interval save_interval", 1)

@@ -6,13 +6,14 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 
 from sumix_stream.serve import protocol
+from sumix_stream.serve.chunk_buffer import ChunkBuffer
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.transcript import Transcript
@@ -22,10 +23,22 @@ from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 _log = logging.getLogger(__name__)
 
 
-class Event(NamedTuple):
-    """Something for a session's client. `kind`: partial, progress, final, done, error, or room (audio was taken)."""
+class EventKind(str, Enum):
+    """All but AUDIO_ACCEPTED are messages of the protocol."""
 
-    kind: str
+    READY = "ready"
+    PARTIAL = "partial"
+    PROGRESS = "progress"
+    FINAL = "final"
+    DONE = "done"
+    ERROR = "error"
+    AUDIO_ACCEPTED = "audio_accepted"  # the stream has got audio that waited: there is room for more
+
+
+class Event(NamedTuple):
+    """Something for a session's client."""
+
+    kind: EventKind
     text: str = ""
     close_code: int | None = None  # after the message, the connection ends
 
@@ -42,10 +55,9 @@ class Session:
 
     def __init__(self, engine: Engine, sample_rate: int, report: Callable[[list[Event]], None]) -> None:
         self.engine, self.sample_rate, self.report = engine, sample_rate, report
-        self.num_pending = 0  # samples that wait
         self.num_taken = 0  # samples that the stream has got
         self.wanted = missing_samples(engine.recognizer, None, sample_rate)  # that complete the next chunk
-        self._pending: deque[tuple[np.ndarray, float]] = deque()  # with their time of arrival
+        self._buffer = ChunkBuffer(sample_rate)  # pieces of a second: nobody's turn is long
         self._ended = self.closed = False
         self.stream: Stream | None = None  # made by the engine's thread
         self.transcript = Transcript(engine.recognizer.tokenizer, engine.recognizer.timebase)
@@ -53,6 +65,11 @@ class Session:
         self.arrival = 0.0  # of the newest audio that the stream has got
         self.finishing = False  # the stream knows that its input is finished
         self.credit = Credit(engine.turns.clock())
+
+    @property
+    def num_pending(self) -> int:
+        """Samples that wait for the engine."""
+        return self._buffer.num_samples
 
     @property
     def pending_seconds(self) -> float:
@@ -63,9 +80,7 @@ class Session:
         """Hand over samples (S,); never waits."""
         arrival = time.monotonic()
         with self.engine.lock:
-            for start in range(0, len(samples), self.sample_rate):  # pieces of a second: nobody's turn is long
-                self._pending.append((samples[start : start + self.sample_rate], arrival))
-            self.num_pending += len(samples)
+            self._buffer.add(samples, arrival)
             enough = self.num_pending >= self.wanted
         if enough:
             self.engine.wake(self)
@@ -83,29 +98,24 @@ class Session:
     def take(self) -> tuple[np.ndarray, float] | None:
         """Audio for the next chunk and when its end arrived; None while there is too little and more will come."""
         with self.engine.lock:
-            if not self._pending or not (self.num_pending >= self.wanted or self._ended):
+            if not self.num_pending or not (self.num_pending >= self.wanted or self._ended):
                 return None
-            pieces, size = [], 0
-            while self._pending and size < self.wanted:
-                piece, arrival = self._pending.popleft()
-                pieces.append(piece)
-                size += len(piece)
-            self.num_pending -= size
-            self.num_taken += size
-            return np.concatenate(pieces), arrival
+            samples, arrival = self._buffer.take(self.wanted)
+            self.num_taken += len(samples)
+            return samples, arrival
 
     @property
     def has_input(self) -> bool:
         with self.engine.lock:
             if self._ended:
-                return bool(self._pending) or not self.finishing
+                return self.num_pending > 0 or not self.finishing
             return self.num_pending >= self.wanted
 
     @property
     def is_over(self) -> bool:
         """All audio has been taken and the client has said that there is no more."""
         with self.engine.lock:
-            return self._ended and not self._pending
+            return self._ended and not self.num_pending
 
 
 def missing_samples(recognizer: StreamingRecognizer, stream: Stream | None, sample_rate: int) -> int:
@@ -232,7 +242,7 @@ class Engine:
             session.wanted = missing_samples(self.recognizer, session.stream, session.sample_rate)
             taken = True
         if taken:
-            session.report([Event("room")])
+            session.report([Event(EventKind.AUDIO_ACCEPTED)])
         if not session.stream.is_ready and not session.finishing and session.is_over:
             session.finishing = True
             self.recognizer.input_finished(session.stream)
@@ -263,34 +273,34 @@ class Engine:
         recognizer, stream = self.recognizer, session.stream
         decoded = stream.num_encoded * recognizer.timebase.encoder_frame_seconds
         if recognizer.is_endpoint(stream) and not stream.is_finished:
-            final = self._result("final", session) if stream.num_tokens else None
+            final = self._result(EventKind.FINAL, session) if stream.num_tokens else None
             recognizer.reset(stream)
             if final is not None:
                 session.segment += 1
                 session.transcript = Transcript(recognizer.tokenizer, recognizer.timebase)
                 session.report([final])
         elif stream.num_tokens and not stream.is_finished:
-            session.report([self._result("partial", session)])
+            session.report([self._result(EventKind.PARTIAL, session)])
         else:
-            session.report([Event("progress", protocol.dump(type="progress", decoded=round(decoded, 3)))])
+            session.report([Event(EventKind.PROGRESS, protocol.dump(type="progress", decoded=round(decoded, 3)))])
         self.metrics.latency.observe(time.monotonic() - session.arrival)
 
     def _finish(self, session: Session) -> None:
-        final = self._result("final", session)
+        final = self._result(EventKind.FINAL, session)
         seconds = session.stream.num_encoded * self.recognizer.timebase.encoder_frame_seconds
         done = protocol.dump(type="done", segments=session.segment + 1, decoded=round(seconds, 3))
-        session.report([final, Event("done", done, 1000)])
+        session.report([final, Event(EventKind.DONE, done, 1000)])
         self.remove(session)
 
-    def _result(self, kind: str, session: Session) -> Event:
+    def _result(self, kind: EventKind, session: Session) -> Event:
         recognizer, found, more = self.recognizer, session.stream.emissions, {}
         timebase = recognizer.timebase
         decoded = session.stream.num_encoded * timebase.encoder_frame_seconds
         text, words = session.transcript.read(found)
-        if kind == "final":
+        if kind is EventKind.FINAL:
             more["tokens"] = [recognizer.tokenizer.piece(token) for token in found.tokens]
             more["timestamps"] = [round(timebase.encoder_frame_time(frame), 3) for frame in found.frames]
-        return Event(kind, protocol.result(kind, session.segment, decoded, text, words, **more))
+        return Event(kind, protocol.result(kind.value, session.segment, decoded, text, words, **more))
 
     def _fail(self, session: Session, fault: Exception) -> None:
         """End one session. What went wrong is told to the client only where it is the client's audio."""
@@ -302,5 +312,5 @@ class Engine:
             _log.error("a stream failed", exc_info=fault)
             error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
-        session.report([Event("error", protocol.error(error), error.close_code)])
+        session.report([Event(EventKind.ERROR, protocol.error(error), error.close_code)])
         self.remove(session)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from sumix_stream.serve.engine import Event
+from sumix_stream.serve.engine import Event, EventKind
 
 
 class Outbox:
@@ -25,7 +25,7 @@ class Outbox:
         """Add a message; after one with a close code, or `end`, nothing more is taken."""
         if self.ended:
             return
-        if event.kind in ("partial", "progress"):
+        if event.kind in (EventKind.PARTIAL, EventKind.PROGRESS):
             self._newest = event
         else:
             self._newest = None

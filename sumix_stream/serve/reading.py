@@ -16,7 +16,7 @@ from websockets.frames import Frame, Opcode, apply_mask
 from websockets.protocol import State
 
 from sumix_stream.serve import protocol
-from sumix_stream.serve.engine import Event, Session
+from sumix_stream.serve.engine import Event, EventKind, Session
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
@@ -28,25 +28,25 @@ _WHOLE_BINARY = b"\x82"  # the first byte of a frame: the only one of its messag
 _LIBRARY_FAULTS = {1007: "bad_message", 1009: "too_big"}
 
 
-class Post:
+class Mailbox:
     """Takes what other threads report to the event loop; however much it is, it wakes the loop once."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._letters: deque[tuple[Callable[[list[Event]], None], list[Event]]] = deque()
+        self._messages: deque[tuple[Callable[[list[Event]], None], list[Event]]] = deque()
         self._called = False
 
     def send(self, receive: Callable[[list[Event]], None], events: list[Event]) -> None:
         """Have `receive` called with events, in the loop's thread and in order. From any thread."""
-        self._letters.append((receive, events))
+        self._messages.append((receive, events))
         if not self._called:
             self._called = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         self._called = False  # before it is emptied: who appends later calls again
-        while self._letters:
-            receive, events = self._letters.popleft()
+        while self._messages:
+            receive, events = self._messages.popleft()
             receive(events)
 
 
@@ -115,7 +115,7 @@ class Client:
         self,
         connection: DirectConnection,
         outbox: Outbox,
-        post: Post,
+        mailbox: Mailbox,
         name: str,
         *,
         limits: Limits,
@@ -125,14 +125,14 @@ class Client:
     ) -> None:
         self.session: Session | None = None
         self.num_bytes = 0
-        self._connection, self._outbox, self._post, self._name = connection, outbox, post, name
+        self._connection, self._outbox, self._mailbox, self._name = connection, outbox, mailbox, name
         self._limits, self._metrics, self._open_session = limits, metrics, open_session
         self._most_pending = chunk_seconds + limits.pending_seconds
         self._audio = AudioFormat()
         self._num_samples = 0
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._audio_accepted = asyncio.Event()
+        self._audio_accepted.set()
         self._last_audio = self._loop.time()
         self._deadline = self._last_audio + limits.max_seconds
         self._over = False  # a fault was found: nothing more is of use
@@ -170,7 +170,7 @@ class Client:
         now, limits = self._loop.time(), self._limits
         if self._over:
             return
-        if not self._room.is_set():
+        if not self._audio_accepted.is_set():
             self._last_audio = now  # it is we who do not read
         if now >= self._deadline:
             text = f"a stream may last at most {limits.max_seconds:g} seconds"
@@ -188,7 +188,7 @@ class Client:
 
     def _end_with(self, fault: ProtocolError) -> None:
         self._over = True
-        self._room.set()
+        self._audio_accepted.set()
         if self.session is not None:
             self.session.close()
         self._metrics.errors.labels(code=fault.code).inc()
@@ -259,20 +259,20 @@ class Client:
         if self._has_room():
             return
         while not self._has_room():
-            self._room.clear()
-            await self._room.wait()
+            self._audio_accepted.clear()
+            await self._audio_accepted.wait()
         self._last_audio = self._loop.time()
 
     def _report(self, events: list[Event]) -> None:
         """From the engine's thread."""
-        self._post.send(self._take, events)
+        self._mailbox.send(self._take, events)
 
     def _take(self, events: list[Event]) -> None:
-        self._room.set()
+        self._audio_accepted.set()
         for event in events:
-            if event.kind != "room":
+            if event.kind != EventKind.AUDIO_ACCEPTED:
                 self._outbox.put(event)
 
 
 def last_words(fault: ProtocolError) -> Event:
-    return Event("error", protocol.error(fault), fault.close_code)
+    return Event(EventKind.ERROR, protocol.error(fault), fault.close_code)

@@ -16,13 +16,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.engine import Engine, Event
+from sumix_stream.serve.engine import Engine, Event, EventKind
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
-from sumix_stream.serve.reading import Client, DirectConnection, Post, last_words
+from sumix_stream.serve.reading import Client, DirectConnection, Mailbox, last_words
 from sumix_stream.serve.workers import Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -65,7 +65,7 @@ class Server:
         self._outboxes: set[Outbox] = set()
         timebase = recognizer.timebase
         self._first_chunk_seconds = timebase.chunk_latency_seconds(recognizer.context.chunk_size)
-        self._post: Post | None = None
+        self._mailbox: Mailbox | None = None
         self._server: WebsocketServer | None = None
 
     async def start(
@@ -77,7 +77,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
-        self._post = Post()
+        self._mailbox = Mailbox()
         await asyncio.to_thread(self._engine.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
@@ -197,7 +197,7 @@ class Server:
         client = Client(
             connection,
             outbox,
-            self._post,
+            self._mailbox,
             name,
             limits=self.limits,
             metrics=self.metrics,
@@ -206,7 +206,7 @@ class Server:
         )
         self._outboxes.add(outbox)
         log_event(_log, "opened", stream=name)
-        outbox.put(Event("ready", self._greeting()))
+        outbox.put(Event(EventKind.READY, self._greeting()))
         reader = asyncio.create_task(client.read())
         try:
             reason = await self._write(connection, outbox, name)
@@ -230,11 +230,11 @@ class Server:
                 return "slow_reader" if connection.dropped else "disconnected"
             finally:
                 too_slow.cancel()
-            if self._log_text and event.kind == "final":
+            if self._log_text and event.kind is EventKind.FINAL:
                 log_event(_log, "final", stream=name, result=event.text)
             if event.close_code is not None and not connection.dropped:
                 await connection.close(event.close_code)
-                return event.kind
+                return event.kind.value
         if outbox.overflowed and not connection.dropped:
             self._drop(connection)
         return "slow_reader" if connection.dropped else "disconnected"

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ import numpy as np
 
 from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
-from sumix_stream.serve.engine import Engine, Event, Session, missing_samples
+from sumix_stream.serve.chunk_buffer import ChunkBuffer
+from sumix_stream.serve.engine import Engine, Event, EventKind, Session, missing_samples
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
-from sumix_stream.serve.nursery import START_SECONDS, Nursery, can_be_copied
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory, can_be_copied
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
@@ -41,6 +43,16 @@ _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of
 _log = logging.getLogger(__name__)
 
 Report = Callable[[list[Event]], None]
+
+
+class Message(Enum):
+    """What the network's process tells a worker: (message, number of the session, value)."""
+
+    OPEN = "open"  # value: the sample rate in Hz
+    AUDIO = "audio"  # value: samples (S,)
+    END = "end"
+    CLOSE = "close"
+    STOP = "stop"
 
 
 class Spawn(NamedTuple):
@@ -68,13 +80,13 @@ class RemoteSession:
         self.worker, self.number, self.sample_rate, self.report = worker, number, sample_rate, report
         self.wanted = self._chunk = wanted  # samples that complete the next chunk, as far as is known; of a first one
         self.closed = False
-        self._held: list[np.ndarray] = []
-        self._num_held = self._num_sent = self._num_taken = 0
+        self._buffer = ChunkBuffer()
+        self._num_sent = self._num_taken = 0
 
     @property
     def num_pending(self) -> int:
         """Samples that wait, here or there."""
-        return self._num_held + self._num_sent - self._num_taken
+        return self._buffer.num_samples + self._num_sent - self._num_taken
 
     @property
     def pending_seconds(self) -> float:
@@ -83,15 +95,14 @@ class RemoteSession:
     def push(self, samples: np.ndarray) -> None:
         """Hand over samples (S,); never waits."""
         with self.worker.lock:
-            self._held.append(samples)
-            self._num_held += len(samples)
+            self._buffer.add(samples)
             self._send_a_chunk()
 
     def end(self) -> None:
         """No more audio: the last results and `done` will be reported."""
         with self.worker.lock:
             self._send_held()
-            self.worker.send("end", self.number)
+            self.worker.send(Message.END, self.number)
 
     def close(self) -> None:
         """Forget this session; nothing more is reported."""
@@ -99,7 +110,7 @@ class RemoteSession:
             if not self.closed:
                 self.closed = True
                 self.worker.sessions.pop(self.number, None)
-                self.worker.send("close", self.number)
+                self.worker.send(Message.CLOSE, self.number)
 
     def heard(self, num_taken: int, wanted: int, events: list[Event]) -> None:
         """From the worker."""
@@ -115,14 +126,14 @@ class RemoteSession:
     def _send_a_chunk(self) -> None:
         """What completes the chunk that the worker waits for; beyond that whole chunks only: it may be far behind."""
         lacks = self.wanted - (self._num_sent - self._num_taken)
-        if self._num_held >= (lacks if lacks > 0 else self._chunk):
+        if self._buffer.num_samples >= (lacks if lacks > 0 else self._chunk):
             self._send_held()
 
     def _send_held(self) -> None:
-        if self._held:
-            self.worker.send("audio", self.number, np.concatenate(self._held))
-            self._num_sent += self._num_held
-            self._held, self._num_held = [], 0
+        if self._buffer.num_samples:
+            samples, _ = self._buffer.take()
+            self.worker.send(Message.AUDIO, self.number, samples)
+            self._num_sent += len(samples)
 
 
 class Workers:
@@ -139,8 +150,8 @@ class Workers:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
         threads = max(1, get_num_threads() // spawn.count)
-        self._nursery = Nursery(spawn.make, can_be_copied(recognizer), threads, _prepare, _live)
-        self._workers = [_Worker(self._nursery, metrics) for _ in range(spawn.count)]
+        self._factory = WorkerFactory(spawn.make, can_be_copied(recognizer), threads, _prepare, _run_worker)
+        self._workers = [_Worker(self._factory, metrics) for _ in range(spawn.count)]
 
     def start(self) -> None:
         """Raises ChildProcessError for a worker that does not come up."""
@@ -158,7 +169,7 @@ class Workers:
             worker.ask_to_stop()
         for worker in self._workers:
             worker.join()
-        self._nursery.stop()
+        self._factory.stop()
 
     def open(self, sample_rate: int, report: Report) -> RemoteSession:
         """A new session for audio of `sample_rate` Hz."""
@@ -183,8 +194,8 @@ class Workers:
 class _Worker:
     """One process as the network's process sees it. A thread sends, so that nobody waits for a full pipe."""
 
-    def __init__(self, nursery: Nursery, metrics: Metrics) -> None:
-        self.nursery, self.metrics = nursery, metrics
+    def __init__(self, factory: WorkerFactory, metrics: Metrics) -> None:
+        self.factory, self.metrics = factory, metrics
         self.lock = threading.RLock()
         self.sessions: dict[int, RemoteSession] = {}
         self.alive = False
@@ -195,7 +206,7 @@ class _Worker:
         self.pid: int | None = None
 
     def start(self) -> None:
-        self._pipe, self.pid = self.nursery.bear()
+        self._pipe, self.pid = self.factory.spawn()
         self._outgoing: queue.SimpleQueue = queue.SimpleQueue()
         self._began = time.monotonic()
 
@@ -209,7 +220,7 @@ class _Worker:
             if not ready:
                 self._kill()
         if not ready:
-            code = self.nursery.bury(self.pid)
+            code = self.factory.reap(self.pid)
             raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
         with self.lock:
             self.alive = True
@@ -221,7 +232,7 @@ class _Worker:
         with self.lock:
             self._stopping = True
             if self.alive:
-                self.send("stop")
+                self.send(Message.STOP)
 
     def join(self) -> None:
         if self._reader is not None:
@@ -231,7 +242,7 @@ class _Worker:
                 self._reader.join()
         elif self.pid is not None:  # it has not come up
             self._kill()
-            self.nursery.bury(self.pid)
+            self.factory.reap(self.pid)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -245,10 +256,10 @@ class _Worker:
                 self._fail(session)
                 return session
             self.sessions[session.number] = session
-            self.send("open", session.number, sample_rate)
+            self.send(Message.OPEN, session.number, sample_rate)
         return session
 
-    def send(self, kind: str, number: int = 0, value: Any = None) -> None:
+    def send(self, kind: Message, number: int = 0, value: Any = None) -> None:
         self._outgoing.put((kind, number, value))
 
     def _read(self) -> None:
@@ -274,7 +285,7 @@ class _Worker:
             lost, self.sessions = list(self.sessions.values()), {}
         for session in lost:
             self._fail(session)
-        exit_code = self.nursery.bury(self.pid)
+        exit_code = self.factory.reap(self.pid)
         sound = time.monotonic() - self._began > _SOUND_SECONDS
         self._failures = 0 if sound else self._failures + 1
         if self._stopping:
@@ -293,7 +304,7 @@ class _Worker:
         session.closed = True
         error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
-        session.report([Event("error", protocol.error(error), error.close_code)])
+        session.report([Event(EventKind.ERROR, protocol.error(error), error.close_code)])
 
 
 def _send_all(outgoing: queue.SimpleQueue, pipe: Connection) -> None:
@@ -350,8 +361,8 @@ def _prepare() -> None:
     _keep_memory()
 
 
-def _live(pipe: Connection, recognizer: StreamingRecognizer) -> None:
-    """The life of a worker process. It ends when the other side of the pipe does, whatever became of it."""
+def _run_worker(pipe: Connection, recognizer: StreamingRecognizer) -> None:
+    """What a worker process does. It ends when the other side of the pipe does, however that ended."""
     reports: list[tuple] = []
     counts: list[tuple] = []
     engine = Engine(recognizer, _WorkerMetrics(counts))
@@ -361,7 +372,7 @@ def _live(pipe: Connection, recognizer: StreamingRecognizer) -> None:
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
             while not more or pipe.poll():
-                if not _obey(pipe.recv(), engine, sessions, reports):
+                if not _handle(pipe.recv(), engine, sessions, reports):
                     return
                 more = True
             more = engine.turn()
@@ -371,18 +382,18 @@ def _live(pipe: Connection, recognizer: StreamingRecognizer) -> None:
                 counts.clear()
 
 
-def _obey(messages: list[tuple], engine: Engine, sessions: dict[int, Session], reports: list[tuple]) -> bool:
-    """Do what the network's process says; whether to go on."""
+def _handle(messages: list[tuple], engine: Engine, sessions: dict[int, Session], reports: list[tuple]) -> bool:
+    """Handle messages of the network's process; whether to go on."""
     for kind, number, value in messages:
-        if kind == "stop":
+        if kind is Message.STOP:
             return False
-        if kind == "open":
+        if kind is Message.OPEN:
             sessions[number] = _open(engine, number, value, reports)
-        elif number in sessions and kind == "audio":
+        elif number in sessions and kind is Message.AUDIO:
             sessions[number].push(value)
-        elif number in sessions and kind == "end":
+        elif number in sessions and kind is Message.END:
             sessions[number].end()
-        elif number in sessions and kind == "close":
+        elif number in sessions and kind is Message.CLOSE:
             sessions.pop(number).close()
     return True
 

@@ -8,7 +8,7 @@ without a word more between them.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,13 @@ from sumix_stream.train.interrupt import Interrupts
 from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
-from sumix_stream.train.optim import default_learning_rate, learning_rate_at, make_optimizer
+from sumix_stream.train.optim import (
+    FINE_TUNING,
+    default_learning_rate,
+    frozen_parts,
+    learning_rate_at,
+    make_optimizer,
+)
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.resume import TrainerState
 from sumix_stream.train.step import BatchBackward, Objective
@@ -61,6 +67,7 @@ class Trainer:
         loader: of the training set, for this process (`fabric.global_rank` of `fabric.world_size`).
         validate: called with the model in evaluation mode, on the first process only; None = no validation.
         fabric: already launched; None makes one from the recipe.
+        notes: lines for the log when training starts.
 
     Raises:
         ValueError: a chunk size is no whole number of encoder frames, or the strategy does not keep whole weights on
@@ -75,6 +82,7 @@ class Trainer:
         loader: Loader,
         validate: Callable[[TaskModel], Validation] | None = None,
         fabric: Fabric | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         config = recipe.train
         self.recipe = recipe
@@ -84,6 +92,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.loader = loader
         self.validate = validate
+        self.notes = tuple(notes)
         self.fabric = fabric or make_fabric(config)
         self._accumulate = batches_per_process(config, self.fabric.world_size)
         self.model = model
@@ -91,6 +100,9 @@ class Trainer:
         self.peak_rate = config.learning_rate or default_learning_rate(
             recipe.model.encoder.dim, self.step_seconds, model.encoder.peak_rate
         )
+        if config.init_from and config.learning_rate is None:
+            self.peak_rate *= FINE_TUNING
+        self._frozen = frozen_parts(model, config.freeze)
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
             self._contexts = ChunkSampler(recipe.chunks, config.seed)
@@ -196,6 +208,10 @@ class Trainer:
             loss, used = self._backward(batch, context, weights, share=shares[index], sync=last, step=state.step + 1)
             losses.append(loss)
             ids += used
+        for steps, parameters in self._frozen:
+            if state.step < steps:
+                for parameter in parameters:
+                    parameter.grad = None
         norm = fabric.clip_gradients(
             self._wrapped, self._fabric_optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
         )
@@ -342,6 +358,8 @@ class Trainer:
             f"steps: {config.max_steps}, each {self._accumulate} x {self.recipe.data.max_duration:g} s of audio x "
             f"{self.fabric.world_size} process(es); peak learning rate: {rate}; output: {self.exp_dir}"
         )
+        for note in self.notes:
+            LOGGER.info(note)
         if saved_recipe is not None:
             LOGGER.info(f"resuming after step {state.step} (epoch {state.epoch}, batch {state.batch})")
             if state.batch and state.step_batches not in (None, step_batches):

@@ -1,12 +1,14 @@
 """Optimiser and learning-rate schedule."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from sumix_stream.config import TrainConfig
 
+FINE_TUNING = 0.2  # of the default rate: what is known already must not be forgotten in the first steps
 STEADY_SECONDS = 30.0  # of audio a step: egs/digits and egs/mini bear twice the default rate with so few
 
 
@@ -63,3 +65,19 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW, fused: its kernels read `found_inf`, so that a bad update is skipped on the device, unseen by the host."""
     groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def frozen_parts(model: nn.Module, freeze: Mapping[str, int]) -> list[tuple[int, list[nn.Parameter]]]:
+    """(steps, parameters) of the parts that stay as they are for so many steps.
+
+    A part is a module's name (encoder, encoder.layers.0, predictor). Raises ValueError with the names that there are.
+    """
+    parts, names = [], [name for name, _ in model.named_modules() if name]
+    for part, steps in freeze.items():
+        if part not in names:
+            top = ", ".join(name for name in names if "." not in name)
+            raise ValueError(f"train.freeze names {part!r}; the model has {top} and their parts")
+        parts.append((steps, list(model.get_submodule(part).parameters())))
+    if parts and {p for _, group in parts for p in group} == set(model.parameters()):
+        raise ValueError(f"train.freeze names every part of the model ({', '.join(freeze)}): leave one out to train")
+    return parts

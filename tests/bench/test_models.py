@@ -104,7 +104,7 @@ def test_all_runs_every_command():
 
 
 def test_all_goes_on_after_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "SECONDS", {"no.such.module": 1, "sumix_stream.bench.stream": 60})
+    monkeypatch.setattr(commands, "SECONDS", {"no.such.module": 1, "sumix_stream.bench.stream": 3600})
     settings = Settings(min_seconds=0.0, plot=False, command="bench all")
     path, failed = commands.run_all(tmp_path, settings, say=lambda line: None)
     assert failed == ["no.such.module"]

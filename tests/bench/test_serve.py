@@ -22,7 +22,7 @@ from websockets.frames import Frame, Opcode
 from sumix_stream.bench.serve import commands, hostile, report, verdict
 from sumix_stream.bench.serve import speech as speaker
 from sumix_stream.bench.serve.clients import Measured, Plan, _Speech, flood, run_load
-from sumix_stream.bench.serve.hostile_clients import Crew
+from sumix_stream.bench.serve.hostile_clients import HostileClients
 from sumix_stream.bench.serve.protocols import Ours, Stock
 from sumix_stream.bench.serve.servers import STOCK_SERVER, Meter, check_cores, pinned, start_ours, start_stock
 from sumix_stream.context import ChunkContext
@@ -247,7 +247,7 @@ class Holds:
     """A contender that holds so many streams, and is its own server."""
 
     def __init__(self, name: str, limit: int) -> None:
-        self.name, self.limit, self.dialect, self.server, self.asked = name, limit, None, self, []
+        self.name, self.limit, self.server_protocol, self.server, self.asked = name, limit, None, self, []
         self.port, self.running = 0, False
 
     def resume(self) -> None:
@@ -266,7 +266,7 @@ class Holds:
 def test_contenders_take_turns_and_every_repetition_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "_speed", lambda *given: 100.0)
     one, other = Holds("ours", 90), Holds("sherpa", 40)
-    request = commands.Request("small", tmp_path, tmp_path, clients=(8,), repeats=2, plot=False)
+    request = commands.Request("small", tmp_path, clients=(8,), repeats=2, plot=False)
     rows, found = commands._measure([one, other], request, [], 0.64, lambda line: None)
     assert not one.running and not other.running
     assert [row["contender"] for row in rows][:6] == ["ours", "sherpa"] * 3
@@ -323,7 +323,7 @@ def test_the_report(tmp_path):
 
 def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
     with served(max_streams=8, handshake_seconds=1.0, idle_seconds=1.0, send_seconds=1.0) as (server, port):
-        found = asyncio.run(Crew(port, 2, time.monotonic() + 3.0).run())
+        found = asyncio.run(HostileClients(port, 2, time.monotonic() + 3.0).run())
         for _ in range(2000):
             if server.num_streams == server.num_sessions == 0:
                 break

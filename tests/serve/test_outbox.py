@@ -5,16 +5,16 @@ import asyncio
 import pytest
 from serving import run
 
-from sumix_stream.serve.engine import Event
+from sumix_stream.serve.engine import Event, EventKind
 from sumix_stream.serve.outbox import Outbox
 
 
 def partial(text: str) -> Event:
-    return Event("partial", text)
+    return Event(EventKind.PARTIAL, text)
 
 
 def final(text: str) -> Event:
-    return Event("final", text)
+    return Event(EventKind.FINAL, text)
 
 
 async def drain(outbox: Outbox) -> list[str]:
@@ -26,7 +26,7 @@ async def drain(outbox: Outbox) -> list[str]:
 
 CASES = {
     "in order": ([final("a"), final("b"), partial("c")], ["a", "b", "c"]),
-    "the newest partial": ([partial("a"), partial("b"), Event("progress", "c")], ["c"]),
+    "the newest partial": ([partial("a"), partial("b"), Event(EventKind.PROGRESS, "c")], ["c"]),
     "a final makes its partials old": ([partial("a"), final("b")], ["b"]),
     "a partial of the next segment": ([final("a"), partial("b")], ["a", "b"]),
 }
@@ -36,7 +36,7 @@ CASES = {
 def test_order(events, expected):
     async def test():
         outbox = Outbox(10)
-        for event in [*events, Event("done", "done", 1000), final("too late")]:
+        for event in [*events, Event(EventKind.DONE, "done", 1000), final("too late")]:
             outbox.put(event)
         found = await drain(outbox)
         if events[-1].kind in ("partial", "progress"):  # what is provisional is overtaken by the end

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 
 from sumix_stream.serve.client import transcribe
 from sumix_stream.serve.engine import Event
-from sumix_stream.serve.reading import DirectConnection, Post
+from sumix_stream.serve.reading import DirectConnection, Mailbox
 
 
 def test_who_waits_for_the_server_is_not_idle():
@@ -50,7 +50,7 @@ def test_audio_now_and_then_is_not_idle():
 def test_reports_of_many_threads_arrive_in_order_and_wake_the_loop_once():
     async def test():
         loop, wakes, got = asyncio.get_running_loop(), [], []
-        post, call = Post(), loop.call_soon_threadsafe
+        mailbox, call = Mailbox(), loop.call_soon_threadsafe
 
         def counted(*arguments):
             wakes.append(arguments)
@@ -66,7 +66,7 @@ def test_reports_of_many_threads_arrive_in_order_and_wake_the_loop_once():
 
         def report(name):
             for n in range(1_000):
-                post.send(receive, [Event(name, str(n))])
+                mailbox.send(receive, [Event(name, str(n))])
 
         report("first")  # nothing is delivered while the loop is held up
         assert len(wakes) == 1 and not got

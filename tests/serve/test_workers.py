@@ -14,10 +14,10 @@ from talkative import sound
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from sumix_stream.serve.engine import Event
+from sumix_stream.serve.engine import Event, EventKind
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL
-from sumix_stream.serve.workers import RemoteSession, Spawn, Workers
+from sumix_stream.serve.workers import Message, RemoteSession, Spawn, Workers
 
 
 class Pipe:
@@ -31,25 +31,25 @@ class Pipe:
 
 
 def test_audio_goes_a_chunk_at_a_time_and_waits_for_nothing():
-    worker, heard, room = Pipe(), [], Event("room")
+    worker, heard, room = Pipe(), [], Event(EventKind.AUDIO_ACCEPTED)
     session = RemoteSession(worker, 1, RATE, 1000, heard.extend)
     worker.sessions[1] = session
     session.push(np.zeros(600, np.int16))
     assert worker.sent == []
     session.push(np.zeros(500, np.int16))
-    assert worker.sent == [("audio", 1100)] and session.num_pending == 1100
+    assert worker.sent == [(Message.AUDIO, 1100)] and session.num_pending == 1100
     session.heard(1000, 900, [])
     session.push(np.zeros(700, np.int16))
     assert len(worker.sent) == 1 and session.num_pending == 800
     session.heard(1000, 800, [room])  # what is known of the worker's need may change after the audio came
-    assert worker.sent[1:] == [("audio", 700)] and heard == [room]
+    assert worker.sent[1:] == [(Message.AUDIO, 700)] and heard == [room]
     session.push(np.zeros(5, np.int16))
     session.end()
-    assert worker.sent[2:] == [("audio", 5), ("end", None)]
+    assert worker.sent[2:] == [(Message.AUDIO, 5), (Message.END, None)]
     session.close()
     session.close()
-    session.heard(1805, 800, [Event("progress")])
-    assert worker.sent[4:] == [("close", None)] and heard == [room] and not worker.sessions
+    session.heard(1805, 800, [Event(EventKind.PROGRESS)])
+    assert worker.sent[4:] == [(Message.CLOSE, None)] and heard == [room] and not worker.sessions
 
 
 def test_a_worker_that_is_behind_gets_whole_chunks():
@@ -57,12 +57,12 @@ def test_a_worker_that_is_behind_gets_whole_chunks():
     session = RemoteSession(worker, 1, RATE, 1000, lambda events: None)
     for _ in range(16):
         session.push(np.zeros(200, np.int16))
-    assert worker.sent == 3 * [("audio", 1000)]  # not a message a packet
+    assert worker.sent == 3 * [(Message.AUDIO, 1000)]  # not a message a packet
     session.heard(1000, 1000, [])
     assert len(worker.sent) == 3
     session.heard(3000, 900, [])
     session.push(np.zeros(700, np.int16))
-    assert worker.sent[3:] == [("audio", 900)] and session.num_pending == 900
+    assert worker.sent[3:] == [(Message.AUDIO, 900)] and session.num_pending == 900
 
 
 def test_sessions_go_to_the_worker_with_the_fewest():

@@ -21,7 +21,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.uri import parse_uri
 
-from sumix_stream.bench.serve.protocols import Dialect, Listener
+from sumix_stream.bench.serve.protocols import Listener, ServerProtocol
 from sumix_stream.bench.serve.servers import Meter
 from sumix_stream.serve import pacing
 
@@ -78,7 +78,7 @@ class Measured:
 
 
 def run_load(
-    dialect: Dialect, port: int, utterances: Sequence[np.ndarray], plan: Plan, meter: Meter | None = None
+    protocol: ServerProtocol, port: int, utterances: Sequence[np.ndarray], plan: Plan, meter: Meter | None = None
 ) -> Measured:
     """Put a load on the server at a port of the loopback interface.
 
@@ -86,7 +86,7 @@ def run_load(
         utterances: samples (S,) int16 at 16 kHz.
         meter: of the server's process.
     """
-    load = _Load(dialect, port, utterances, plan, meter)
+    load = _Load(protocol, port, utterances, plan, meter)
     gc.collect()
     gc.freeze()  # a collection over all that is imported would hold up every client
     try:
@@ -95,16 +95,18 @@ def run_load(
         gc.unfreeze()
 
 
-def flood(dialect: Dialect, port: int, utterances: Sequence[np.ndarray], seconds: float = 120.0) -> tuple[list, float]:
+def flood(
+    protocol: ServerProtocol, port: int, utterances: Sequence[np.ndarray], seconds: float = 120.0
+) -> tuple[list, float]:
     """Utterances all at once, as fast as the server takes them: their texts, and the seconds until the last result.
 
     Raises RuntimeError where one is not finished, and asyncio.TimeoutError after `seconds`.
     """
 
     async def every() -> tuple[list, float]:
-        speeches = [_Speech.make(dialect, samples, 0.1) for samples in utterances]
-        talks = [_Talk(i, speech, dialect.listener(len(utterances[i])), 0.0) for i, speech in enumerate(speeches)]
-        await asyncio.gather(*(talk.connect(dialect, port) for talk in talks))
+        speeches = [_Speech.make(protocol, samples, 0.1) for samples in utterances]
+        talks = [_Talk(i, speech, protocol.listener(len(utterances[i])), 0.0) for i, speech in enumerate(speeches)]
+        await asyncio.gather(*(talk.connect(protocol, port) for talk in talks))
         began = time.monotonic()
         for talk in talks:
             for frame in talk.speech.frames:
@@ -128,15 +130,15 @@ class _Speech(NamedTuple):
     needed: list[int]  # frame that completes chunk 0, 1, ...; the rest of an utterance belongs to its last result
 
     @classmethod
-    def make(cls, dialect: Dialect, samples: np.ndarray, packet_seconds: float) -> _Speech:
-        rate = dialect.timebase.sample_rate
+    def make(cls, protocol: ServerProtocol, samples: np.ndarray, packet_seconds: float) -> _Speech:
+        rate = protocol.timebase.sample_rate
         size = max(1, round(packet_seconds * rate))
         starts = range(0, len(samples), size)
-        frames = [_frame(dialect.packet(samples[start : start + size])) for start in starts]
-        frames[-1] += b"".join(map(_frame, dialect.closing(len(samples))))
-        frames[0] = b"".join(map(_frame, dialect.opening())) + frames[0]
+        frames = [_frame(protocol.packet(samples[start : start + size])) for start in starts]
+        frames[-1] += b"".join(map(_frame, protocol.closing(len(samples))))
+        frames[0] = b"".join(map(_frame, protocol.opening())) + frames[0]
         needed = []
-        while (num_samples := dialect.needs(len(needed))) <= len(samples):
+        while (num_samples := protocol.needs(len(needed))) <= len(samples):
             needed.append((num_samples - 1) // size)
         return cls(frames, [min(start + size, len(samples)) / rate for start in starts], needed)
 
@@ -171,8 +173,8 @@ class _Talk(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._websocket: ClientProtocol | None = None
 
-    async def connect(self, dialect: Dialect, port: int) -> None:
-        self._websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}{dialect.path}"), max_size=None)
+    async def connect(self, protocol: ServerProtocol, port: int) -> None:
+        self._websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}{protocol.path}"), max_size=None)
         try:
             await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
         except OSError as error:
@@ -238,16 +240,27 @@ class _Load:
     """One run of a plan."""
 
     def __init__(
-        self, dialect: Dialect, port: int, utterances: Sequence[np.ndarray], plan: Plan, meter: Meter | None
+        self,
+        protocol: ServerProtocol,
+        port: int,
+        utterances: Sequence[np.ndarray],
+        plan: Plan,
+        meter: Meter | None,
     ) -> None:
-        self.dialect, self.port, self.utterances, self.plan, self.meter = dialect, port, utterances, plan, meter
+        self.protocol, self.port, self.utterances, self.plan, self.meter = (
+            protocol,
+            port,
+            utterances,
+            plan,
+            meter,
+        )
         self.result = Measured(plan.clients)
         rng = np.random.default_rng(plan.seed)
         self.packets = [plan.packets[i % len(plan.packets)] for i in range(plan.clients)]
         self.starts = rng.uniform(0, plan.warm, plan.clients)
         self.orders = [rng.permutation(len(utterances)) for _ in range(plan.clients)]
         speeches = {(i, p) for p in set(self.packets) for i in range(len(utterances))}
-        self.speeches = {key: _Speech.make(dialect, utterances[key[0]], key[1]) for key in speeches}
+        self.speeches = {key: _Speech.make(protocol, utterances[key[0]], key[1]) for key in speeches}
         self.talks: dict[_Talk, None] = {}  # without their last result
         self.tasks: set[asyncio.Task] = set()
         self.stopped = False
@@ -292,7 +305,7 @@ class _Load:
         if self.stopped:
             return
         speech = self.speeches[utterance, self.packets[client]]
-        talk = _Talk(utterance, speech, self.dialect.listener(len(self.utterances[utterance])), began, self._heard)
+        talk = _Talk(utterance, speech, self.protocol.listener(len(self.utterances[utterance])), began, self._heard)
         self.talks[talk] = None
         task = self.loop.create_task(self._follow(talk))
         self.tasks.add(task)
@@ -301,7 +314,7 @@ class _Load:
         self._next(client, began + speech.due[-1], playlist)
 
     async def _follow(self, talk: _Talk) -> None:
-        await talk.connect(self.dialect, self.port)
+        await talk.connect(self.protocol, self.port)
         await talk.over.wait()
         if talk.fault is not None and not self.stopped:
             self.result.faults[talk.fault] += 1

@@ -17,7 +17,7 @@ from sumix_stream.bench.serve import report, verdict
 from sumix_stream.bench.serve import speech as speaker
 from sumix_stream.bench.serve.clients import Plan, flood, run_load
 from sumix_stream.bench.serve.hostile import hostile_rows
-from sumix_stream.bench.serve.protocols import Dialect, Ours, Stock
+from sumix_stream.bench.serve.protocols import Ours, ServerProtocol, Stock
 from sumix_stream.bench.serve.servers import NEVER, ServerProcess, check_cores, pinned, start_ours, start_stock
 from sumix_stream.context import ChunkContext
 from sumix_stream.tasks.checkpoint import load_model
@@ -84,14 +84,14 @@ class Contender:
 
     name: str
     server: ServerProcess
-    dialect: Dialect
+    server_protocol: ServerProtocol
     about: str
     references: list[str]
 
     def row(self, plan: Plan, utterances: Sequence[np.ndarray], bound: float) -> dict[str, Any]:
         """Measure, once nothing of an earlier load is left; the others must be paused."""
-        flood(self.dialect, self.server.port, [min(utterances, key=len)])
-        measured = run_load(self.dialect, self.server.port, utterances, plan, self.server.meter)
+        flood(self.server_protocol, self.server.port, [min(utterances, key=len)])
+        measured = run_load(self.server_protocol, self.server.port, utterances, plan, self.server.meter)
         return {"contender": self.name} | verdict.figures(measured, self.references, bound)
 
 
@@ -191,7 +191,7 @@ class Setup:
     def hostile_server(self, max_streams: int) -> ServerProcess:
         return self.serve("ours", self.model, "--max-streams", str(max_streams), "--idle-seconds", "5")
 
-    def start(self, name: str, utterances: Sequence[np.ndarray], say: Say) -> tuple[ServerProcess, Dialect, str]:
+    def start(self, name: str, utterances: Sequence[np.ndarray], say: Say) -> tuple[ServerProcess, ServerProtocol, str]:
         """A server, how it is spoken to, and its settings."""
         room = str(4 * self.request.most)
         if name in ("ours", "bf16"):
@@ -227,24 +227,24 @@ def stock_flags(threads: int) -> list[list[str]]:
     return [*flags, ["--num-work-threads=3", "--num-threads=1", "--max-batch-size=5"]]
 
 
-def _speed(dialect: Dialect, server: ServerProcess, utterances: Sequence[np.ndarray]) -> float:
+def _speed(server_protocol: ServerProtocol, server: ServerProcess, utterances: Sequence[np.ndarray]) -> float:
     """Seconds of audio that are recognised in a second when it comes all at once."""
     many = [utterances[i % len(utterances)] for i in range(_FLOOD)]
-    _, seconds = flood(dialect, server.port, many)
-    return sum(map(len, many)) / dialect.timebase.sample_rate / seconds
+    _, seconds = flood(server_protocol, server.port, many)
+    return sum(map(len, many)) / server_protocol.timebase.sample_rate / seconds
 
 
 @contextlib.contextmanager
 def _contender(name: str, setup: Setup, utterances: Sequence[np.ndarray], say: Say) -> Iterator[Contender]:
     """Started, asked for its references, and paused."""
-    server, dialect, about = setup.start(name, utterances, say)
+    server, server_protocol, about = setup.start(name, utterances, say)
     with server:
-        references = [flood(dialect, server.port, [samples])[0][0] for samples in utterances]
+        references = [flood(server_protocol, server.port, [samples])[0][0] for samples in utterances]
         say(f"{name}: {about}")
         if not any(references):
             say(f"{name}: recognises nothing in this audio, so that equal texts mean little")
         server.pause()
-        yield Contender(name, server, dialect, about, references)
+        yield Contender(name, server, server_protocol, about, references)
 
 
 def _measure(
@@ -279,7 +279,7 @@ def _measure(
     starts = {}
     for contender in contenders:
         contender.server.resume()
-        speed = _speed(contender.dialect, contender.server, utterances)
+        speed = _speed(contender.server_protocol, contender.server, utterances)
         contender.server.pause()
         say(f"{contender.name}: {speed:.1f} s of audio a second when it comes all at once")
         starts[contender.name] = round(0.8 * speed)

@@ -15,7 +15,7 @@ import numpy as np
 from sumix_stream.bench.serve import speech as speaker
 from sumix_stream.bench.serve import verdict
 from sumix_stream.bench.serve.clients import Measured, Plan, flood, run_load
-from sumix_stream.bench.serve.protocols import Dialect
+from sumix_stream.bench.serve.protocols import ServerProtocol
 from sumix_stream.bench.serve.servers import ServerProcess
 
 SPARE_STREAMS = 8  # of the server, beyond the healthy ones: what hostile clients can get hold of
@@ -26,7 +26,7 @@ _SETTLE_SECONDS = 8.0  # by then whoever is gone has been noticed
 
 def hostile_rows(
     start: Callable[[int], ServerProcess],
-    dialect: Dialect,
+    server_protocol: ServerProtocol,
     utterances: Sequence[np.ndarray],
     clients: int,
     seconds: float,
@@ -42,16 +42,16 @@ def hostile_rows(
     max_streams = clients + SPARE_STREAMS
     rows = []
     with start(max_streams) as server:
-        references = [flood(dialect, server.port, [samples])[0][0] for samples in long]
+        references = [flood(server_protocol, server.port, [samples])[0][0] for samples in long]
         plan = Plan(clients, seconds, warm=min(4.0, seconds / 4), repeat=False, grace=5.0)
         for phase in phases:
             before = server.meter.rss_bytes()
-            crew = _crew(server.port, max_streams, plan) if phase.startswith("hostile") else None
-            measured = run_load(dialect, server.port, long, plan, server.meter)
-            outcomes, crew_cpu = _result(crew)
+            hostile = _start_hostile(server.port, max_streams, plan) if phase.startswith("hostile") else None
+            measured = run_load(server_protocol, server.port, long, plan, server.meter)
+            outcomes, hostile_cpu = _result(hostile)
             left = _settle(server)
             row = _row(phase, measured, references, before, server.meter.rss_bytes(), left)
-            rows.append(row | {"crew_cpu_percent": 100 * crew_cpu / seconds, "outcomes": outcomes})
+            rows.append(row | {"hostile_cpu_percent": 100 * hostile_cpu / seconds, "outcomes": outcomes})
             say(
                 f"  {phase}: {row['texts_right']} of {clients} texts right, chunk p50 {row['chunk_ms_p50']:.0f} ms, "
                 f"p99 {row['chunk_ms_p99']:.0f} ms, memory {row['rss_before_mb']:.0f} to {row['rss_most_mb']:.0f} to "
@@ -74,20 +74,20 @@ def _row(
     return row | {"faults": "; ".join(f"{count} {reason}" for reason, count in sorted(measured.faults.items()))}
 
 
-def _crew(port: int, max_streams: int, plan: Plan) -> subprocess.Popen:
+def _start_hostile(port: int, max_streams: int, plan: Plan) -> subprocess.Popen:
     """They come when every healthy client speaks, and stay until the last of them has ended."""
     numbers = (port, max_streams, plan.warm, plan.seconds)
     command = [sys.executable, "-m", "sumix_stream.bench.serve.hostile_clients", *map(str, numbers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def _result(crew: subprocess.Popen | None) -> tuple[dict[str, int], float]:
+def _result(hostile: subprocess.Popen | None) -> tuple[dict[str, int], float]:
     """What became of the hostile clients, and their seconds of the processor."""
-    if crew is None:
+    if hostile is None:
         return {}, 0.0
-    output, _ = crew.communicate()
-    if crew.returncode:
-        raise RuntimeError(f"the hostile clients failed with status {crew.returncode}")
+    output, _ = hostile.communicate()
+    if hostile.returncode:
+        raise RuntimeError(f"the hostile clients failed with status {hostile.returncode}")
     found = json.loads(output)
     return found["outcomes"], found["cpu_seconds"]
 

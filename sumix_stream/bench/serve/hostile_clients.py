@@ -40,7 +40,7 @@ _GARBAGE = (
 _HALVES = (b"", b"GET /stream HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01" * 20, b"POST / HTTP/1.1\r\n\r\n")
 
 
-class Crew:
+class HostileClients:
     """Every kind at once on one server, until `deadline` (time.monotonic).
 
     Args:
@@ -215,7 +215,7 @@ def _aborting(writer: asyncio.StreamWriter):
 def main(port: int, max_streams: int, delay: float, seconds: float) -> None:
     os.nice(19)  # hostile clients have machines of their own: what these compute should not slow the healthy ones
     time.sleep(delay)
-    outcomes = asyncio.run(Crew(port, max_streams, time.monotonic() + seconds).run())
+    outcomes = asyncio.run(HostileClients(port, max_streams, time.monotonic() + seconds).run())
     times = os.times()
     print(json.dumps({"outcomes": outcomes, "cpu_seconds": times.user + times.system}))
 

@@ -33,7 +33,7 @@ class Listener(ABC):
         """All that was recognised; complete once `is_final`."""
 
 
-class Dialect(ABC):
+class ServerProtocol(ABC):
     """A server's protocol for streams of 16 kHz audio in chunks of `chunk_size` encoder frames."""
 
     name: str
@@ -70,7 +70,7 @@ class Dialect(ABC):
         """For one stream of an utterance of so many samples."""
 
 
-class Ours(Dialect):
+class Ours(ServerProtocol):
     """PROTOCOL.md, with 16-bit samples."""
 
     name, path, extra_frames = "ours", protocol.PATH, 0
@@ -110,7 +110,7 @@ class _OurListener(Listener):
         return " ".join(text for text in self._finals if text)
 
 
-class Stock(Dialect):
+class Stock(ServerProtocol):
     """sherpa-onnx-online-websocket-server: float samples, `Done`, one result a chunk.
 
     It drops the part of a chunk that is left at the end, so zeros fill it up, as its own clients do.

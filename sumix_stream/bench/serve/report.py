@@ -89,7 +89,7 @@ def write_hostile(out: Path, rows: Sequence[Row], facts: Mapping[str, Any], comm
     for row in rows:
         if row["outcomes"]:
             words = ", ".join(f"{name} ({number})" for name, number in row["outcomes"].items())
-            lines.append(f"- {row['phase']}, {row['crew_cpu_percent']:.0f} % of a core: {words}")
+            lines.append(f"- {row['phase']}, {row['hostile_cpu_percent']:.0f} % of a core: {words}")
     return _write(out / "serve_hostile.md", lines)
 
 

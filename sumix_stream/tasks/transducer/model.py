@@ -36,6 +36,11 @@ class Transducer(nn.Module):
     """Make one with `build_model` or `load_model`; search and audio input are the recogniser's (sumix_stream.load)."""
 
     blank_id = 0
+    token_rows = (  # tensors with a row for each token
+        "predictor.embedding.weight",
+        *("joiner.output.weight", "joiner.output.bias"),
+        *(f"{head}.{kind}" for head in ("simple_am", "simple_lm", "ctc_head") for kind in ("weight", "bias")),
+    )
 
     def __init__(self, config: ModelConfig, vocab_size: int, timebase: Timebase | None = None) -> None:
         super().__init__()

@@ -24,18 +24,19 @@ from sumix_stream.streaming.stream import StreamingRecognizer
 
 START_SECONDS = 120.0
 _END_SECONDS = 5.0  # from a closed pipe to the process's end
-Live = Callable[[Connection, StreamingRecognizer], None]
+RunWorker = Callable[[Connection, StreamingRecognizer], None]
 
 
-class Nursery:
-    """Begins worker processes, one after the other, from any thread.
+class WorkerFactory:
+    """Starts worker processes, one after the other, from any thread.
 
     Args:
         make: a recogniser; picklable.
         copied: make it once, here, as `can_be_copied` says of one like it.
         threads: of each worker's network.
         prepare: called first in the process, and so for each worker.
-        live: a worker's life, from its pipe and a recogniser that has warmed up. Like `prepare` a function of a module.
+        run_worker: what a worker does from its start to its end, given its pipe and a recogniser that has warmed up.
+            Like `prepare` a function of a module.
     """
 
     def __init__(
@@ -44,20 +45,20 @@ class Nursery:
         copied: bool,
         threads: int,
         prepare: Callable[[], None],
-        live: Live,
+        run_worker: RunWorker,
     ) -> None:
-        self._arguments = make, copied, threads, prepare, live
+        self._arguments = make, copied, threads, prepare, run_worker
         self._lock = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
 
-    def bear(self) -> tuple[Connection, int]:
+    def spawn(self) -> tuple[Connection, int]:
         """A new worker's pipe and process number. Raises ChildProcessError where none can be had."""
         with self._lock:
             if self._process is None or not self._process.is_alive():
                 self._begin()
             ours, theirs = multiprocessing.Pipe()
             try:
-                self._control.send("bear")
+                self._control.send("spawn")
                 reduction.send_handle(self._control, theirs.fileno(), self._process.pid)
                 return ours, self._control.recv()
             except (EOFError, OSError) as fault:
@@ -65,7 +66,7 @@ class Nursery:
             finally:
                 theirs.close()
 
-    def bury(self, pid: int) -> int | None:
+    def reap(self, pid: int) -> int | None:
         """The exit code of a worker that has ended or will at once; None if nobody knows."""
         with self._lock, contextlib.suppress(EOFError, OSError):
             self._control.send(pid)
@@ -82,7 +83,7 @@ class Nursery:
     def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._control, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, *self._arguments), name="sumix-nursery", daemon=True)
+        self._process = context.Process(target=_run, args=(theirs, *self._arguments), name="sumix-factory", daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -103,9 +104,9 @@ def _run(
     copied: bool,
     threads: int,
     prepare: Callable[[], None],
-    live: Live,
+    run_worker: RunWorker,
 ) -> None:
-    """The life of the process; it ends when the other side does, whatever became of it."""
+    """What the factory's process does; it ends when the server does, however that ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the server
     prepare()
     set_num_threads(1)  # others would be missing in copies
@@ -116,14 +117,14 @@ def _run(
     with contextlib.suppress(EOFError, OSError):
         while True:
             asked = control.recv()
-            if asked != "bear":
+            if asked != "spawn":
                 control.send(_exit_code(asked))
                 continue
             handle = reduction.recv_handle(control)
             pid = os.fork()
             if not pid:
                 control.close()
-                _begin_life(Connection(handle), recognizer, make, threads, live)
+                _start_worker(Connection(handle), recognizer, make, threads, run_worker)
             os.close(handle)
             control.send(pid)
 
@@ -141,18 +142,18 @@ def _made(make: Callable[[], StreamingRecognizer]) -> StreamingRecognizer:
     return recognizer
 
 
-def _begin_life(
+def _start_worker(
     pipe: Connection,
     recognizer: StreamingRecognizer | None,
     make: Callable[[], StreamingRecognizer],
     threads: int,
-    live: Live,
+    run_worker: RunWorker,
 ) -> None:
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the server, which lets streams finish
         set_num_threads(threads)
-        live(pipe, _made(make) if recognizer is None else recognizer)
+        run_worker(pipe, _made(make) if recognizer is None else recognizer)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -9,7 +9,7 @@ import pytest
 from serving import make_recognizer
 
 from sumix_stream.runtime.threads import get_num_threads
-from sumix_stream.serve.nursery import Nursery
+from sumix_stream.serve.worker_factory import WorkerFactory
 
 MAKER = 0  # the process that made the recogniser
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
@@ -60,50 +60,50 @@ def ask(pipe, question="who"):
 @linux
 @pytest.mark.parametrize(("make", "copied"), [(make_one, True), (make_with_a_thread, True), (make_one, False)])
 def test_workers_answer_whether_or_not_the_model_is_copied(make, copied):
-    nursery = Nursery(make, copied, 2, prepare, live)
-    pipes, pids = zip(*(nursery.bear() for _ in range(2)), strict=True)
+    factory = WorkerFactory(make, copied, 2, prepare, live)
+    pipes, pids = zip(*(factory.spawn() for _ in range(2)), strict=True)
     try:
         assert len({os.getpid(), *pids}) == 3
         for pipe in pipes:
             assert pipe.recv() == "ready"
             about = ask(pipe)
-            assert about["parent"] == nursery._process.pid and about["threads"] == 2
+            assert about["parent"] == factory._process.pid and about["threads"] == 2
             assert about["fresh"] and about["prepared"] == "yes"
             made_there = copied and make is make_one
-            assert about["maker"] == (nursery._process.pid if made_there else about["pid"])
+            assert about["maker"] == (factory._process.pid if made_there else about["pid"])
         pipes[0].send(None)
-        assert nursery.bury(pids[0]) == 0 and nursery.bury(pids[0]) is None
+        assert factory.reap(pids[0]) == 0 and factory.reap(pids[0]) is None
         pipes[1].send("die")
-        assert nursery.bury(pids[1]) == 1
+        assert factory.reap(pids[1]) == 1
     finally:
-        nursery.stop()
+        factory.stop()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @linux
 def test_it_is_begun_again_when_it_has_died_and_its_workers_live_on():
-    nursery = Nursery(make_one, True, 1, prepare, live)
-    (first, _), begun = nursery.bear(), nursery._process.pid
+    factory = WorkerFactory(make_one, True, 1, prepare, live)
+    (first, _), begun = factory.spawn(), factory._process.pid
     os.kill(begun, signal.SIGKILL)
-    nursery._process.join()
-    assert nursery.bury(begun) is None
+    factory._process.join()
+    assert factory.reap(begun) is None
     try:
-        second, _ = nursery.bear()
-        assert nursery._process.pid != begun
+        second, _ = factory.spawn()
+        assert factory._process.pid != begun
         for pipe in (first, second):
             assert pipe.recv() == "ready" and ask(pipe)["fresh"]
-        assert ask(second)["parent"] == nursery._process.pid
+        assert ask(second)["parent"] == factory._process.pid
         for pipe in (first, second):
             pipe.send(None)
     finally:
-        nursery.stop()
+        factory.stop()
 
 
 def test_what_cannot_be_made_is_said():
-    nursery = Nursery(_failing, True, 1, prepare, live)
+    factory = WorkerFactory(_failing, True, 1, prepare, live)
     with pytest.raises(ChildProcessError, match="did not start .exit code 1.; see the log"):
-        nursery.bear()
-    nursery.stop()
+        factory.spawn()
+    factory.stop()
 
 
 def _failing():
