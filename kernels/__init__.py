@@ -1,8 +1,8 @@
 """Ops of chunked, streaming speech encoders and of the transducer loss. Each has a slow fp64 reference beside it.
 
 B batch, T frames, D channels: x is (B, T, D), with lengths (B,). See the docstrings of the ops, which are loaded on
-first use: `sumix_kernels.cpu` works without PyTorch. The module `sumix_kernels.k2compat` gives the transducer losses and
-their pieces under k2's names, for programs written for k2.
+first use: `sumix_kernels.cpu` works without PyTorch. The module `sumix_kernels.k2compat` gives the transducer losses
+and their pieces under k2's names, for programs written for k2.
 """
 
 import sys

@@ -12,8 +12,6 @@ import numpy as np
 
 from sumix_stream.audio import read_audio, resample
 from sumix_stream.context import ChunkContext
-from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance, masked_wer, streaming_wer
-from sumix_stream.evaluate.scoring import write_report
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.search.words import words_of
 from sumix_stream.streaming.endpointing import Endpointing
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
     from sumix_stream.data.manifests import Utterance
+    from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance
 
 BAD_INPUT = 2  # exit code
 
@@ -51,6 +50,8 @@ def score_streaming(
 ) -> int:
     """Decode a manifest as live streams; print figures and write the report."""
     with _progress(manifest) as (cuts, advance):
+        from sumix_stream.evaluate.error_rates import streaming_wer
+
         evaluation = streaming_wer(
             recognizer.source,
             recognizer.tokenizer,
@@ -75,6 +76,8 @@ def score_masked(
 ) -> int:
     """Decode a manifest in whole utterances; print figures and write the report."""
     with _progress(manifest) as (cuts, advance):
+        from sumix_stream.evaluate.error_rates import masked_wer
+
         evaluation = masked_wer(
             recognizer.source,
             recognizer.tokenizer,
@@ -187,6 +190,8 @@ def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], boo
 
 
 def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:
+    from sumix_stream.evaluate.scoring import write_report
+
     if not evaluation.word_errors.utterances:
         raise ValueError(f"{manifest}: none of its utterances could be read; see the reasons above")
     extra = {"cuts": str(manifest), **options.describe(), **evaluation.to_dict()}
