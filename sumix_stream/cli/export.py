@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sumix_stream.cli import search_options
+from sumix_stream.cli import missing, search_options
 from sumix_stream.cli.search_options import left_context
 
 
@@ -62,8 +62,11 @@ def run() -> None:
     """Do what the arguments in sys.argv say, and exit with the status."""
     try:
         sys.exit(main(arguments()))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:
+        print(f"export: {missing(error) if error.name else error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -219,8 +219,8 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError(
-            "a bundle needs onnxruntime, which is not installed: pip install 'sumix-stream[onnx]'"
+        raise BundleError(
+            f"{path} needs onnxruntime, which is not installed: pip install 'sumix-stream[onnx]'"
         ) from None
     if not path.is_file():
         raise BundleError(f"{path} is missing: copy or export the bundle again")
