@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from talkative import VOCAB_SIZE, sound, talkative_model
 
 import sumix_stream as sx
+from sumix_stream.checksums import write_sums
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
 from sumix_stream.tasks.checkpoint import save_model
@@ -30,6 +31,7 @@ LIBRARY = """
 import json, sys
 import soundfile
 import sumix_stream as sx
+from sumix_stream.checksums import write_sums
 from sumix_stream.search.options import SearchOptions
 
 recognizer = sx.load(sys.argv[1])
@@ -112,6 +114,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Place:
     letters = " ".join(chr(ord("a") + n) for n in range(VOCAB_SIZE - 3))
     tokenizer = train_tokenizer([letters], checkpoint / "t.model", model_type="char")
     save_model(checkpoint, talkative_model(), tokenizer)
+    write_sums(checkpoint)
     soundfile.write(folder / "a.wav", sound(3.0), RATE, subtype="FLOAT")
     return Place(python, checkpoint, folder / "a.wav")
 
