@@ -22,6 +22,7 @@ LAYER = {
     "runtime": 3,
     "search": 4,
     "streaming": 5,
+    "language": 5,
     "report": 5,
     "train": 6,
     "evaluate": 6,

@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a model as a recipe says",
     "decode": "recognise whole utterances",
     "stream-decode": "recognise speech chunk by chunk",
+    "train-lm": "make a language model from text",
     "export": "export a model for sherpa-onnx, ONNX runtimes or PyTorch",
     "serve": "serve a model to browsers and programs",
     "bench": "measure speed and memory",

@@ -41,6 +41,17 @@ def reason_against(name: str, model: Any, context: ChunkContext) -> str | None:
     return kind.can_run(model, context)
 
 
+def choose(model: Any, context: ChunkContext, name: str = AUTO) -> tuple[str, str]:
+    """The runtime that `make_runtime` would take, and why not those before it. Raises ValueError likewise."""
+    reasons = []
+    for candidate in RUNTIMES if check_name(name) == AUTO else (name,):
+        reason = reason_against(candidate, model, context)
+        if reason is None:
+            return candidate, "; ".join(reasons)
+        reasons.append(f"not {candidate}: {reason}")
+    raise ValueError(f"{model} cannot be run: {'; '.join(reasons)}")
+
+
 def make_runtime(model: Any, context: ChunkContext, name: str = AUTO) -> Runtime:
     """A runtime of a model under a context.
 
@@ -51,18 +62,12 @@ def make_runtime(model: Any, context: ChunkContext, name: str = AUTO) -> Runtime
     Raises:
         ValueError: with the reason, where the named runtime, or none of them, can run the model.
     """
-    check_name(name)
     if hasattr(model, "state_dict"):
         name, model = "torch" if name == AUTO else name, Weights.of(model, cuda_graph=False)
-    reasons = []
-    for candidate in RUNTIMES if name == AUTO else (name,):
-        reason = reason_against(candidate, model, context)
-        if reason is None:
-            why = f" ({'; '.join(reasons)})" if reasons else ""
-            _log.log(logging.INFO if name == AUTO else logging.DEBUG, "runtime %s, %s%s", candidate, context, why)
-            return _kind(candidate)(model, context)
-        reasons.append(f"not {candidate}: {reason}")
-    raise ValueError(f"{model} cannot be run: {'; '.join(reasons)}")
+    chosen, why = choose(model, context, name)
+    level = logging.INFO if name == AUTO else logging.DEBUG
+    _log.log(level, f"runtime {chosen}, {context}{f' ({why})' if why else ''}")
+    return _kind(chosen)(model, context)
 
 
 def as_context(

@@ -13,7 +13,7 @@ from sumix_stream.audio import check_samples, read_audio, resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.base import Runtime
 from sumix_stream.runtime.bundle import OnnxFiles, is_bundle, load_tokenizer, open_bundle
-from sumix_stream.runtime.registry import AUTO, DEFAULT, as_context, check_name, make_runtime
+from sumix_stream.runtime.registry import AUTO, DEFAULT, as_context, check_name, choose, make_runtime
 from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.hypothesis import Hypothesis, Word
 from sumix_stream.search.options import GREEDY, SearchOptions
@@ -60,9 +60,8 @@ def load(
         bundle = open_bundle(path)
         return Recognizer(bundle, load_tokenizer(bundle), runtime)
     weights, tokenizer = Weights.read(path, average, device=device, precision=precision)
-    recognizer = Recognizer(weights, tokenizer, runtime)
-    recognizer.runtime(recognizer.context())  # what cannot run is said now
-    return recognizer
+    choose(weights, as_context(weights), runtime)  # what cannot run is said now
+    return Recognizer(weights, tokenizer, runtime)
 
 
 class Recognizer:
