@@ -163,8 +163,8 @@ def test_the_server_serves(light, by_torch):
     command = light.command(ROOT / "bin" / "serve", "--model", light.checkpoint, "--port", 0, "--workers", 1)
     process = subprocess.Popen([*command, "--chunk", "320ms"], stderr=subprocess.PIPE, text=True, env=environment())
     try:
-        assert json.loads(process.stderr.readline())["event"].startswith("runtime compiled")
-        listening = json.loads(process.stderr.readline())
+        logged = map(json.loads, iter(process.stderr.readline, ""))
+        listening = next(line for line in logged if not line["event"].startswith("runtime compiled"))
         assert listening["event"] == "listening" and listening["runtime"] == "compiled", listening
         port = int(re.search(r":(\d+)/", listening["url"])[1])
         found = asyncio.run(transcribe(f"ws://127.0.0.1:{port}/stream", samples))
