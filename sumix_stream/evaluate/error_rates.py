@@ -196,6 +196,7 @@ def streaming_wer(
         raise ValueError(f"push_seconds must be above 0, got {push_seconds}")
     timebase = model.timebase
     context = as_context(model, chunk, left_context)
+    recognizer = StreamingRecognizer(model, tokenizer, context, search=options, runtime=runtime)
     grid = timebase.encoder_frame_time(context.chunk_size)
     packet = max(1, timebase.num_samples(push_seconds))
     waiting = enumerate(utterances)
@@ -218,7 +219,6 @@ def streaming_wer(
         )
 
     with _evaluating(model):
-        recognizer = StreamingRecognizer(model, tokenizer, context, search=options, runtime=runtime)
         recognizer.warm_up(1)  # what is compiled at its first use is no chunk's computing time
         while True:
             speakers += [begin(*item) for item in islice(waiting, num_streams - len(speakers))]

@@ -157,8 +157,8 @@ def long_form(
 def _in_turn(streaming: StreamingRecognizer, snapshots: Iterable[bytes], samples: np.ndarray) -> tuple[float, float]:
     """Median ms of a chunk of two streams that hear the same; the machine's speed drifts, and drifts for both."""
     taken: tuple[list[float], list[float]] = [], []
-    rate = streaming.model.timebase.sample_rate
-    packet = streaming.context.chunk_size * streaming.model.timebase.encoder_frame_samples
+    rate = streaming.timebase.sample_rate
+    packet = streaming.context.chunk_size * streaming.timebase.encoder_frame_samples
     streams = [streaming.restore(data) for data in snapshots]
     for n, start in enumerate(range(0, len(samples), packet)):
         for which in (n % 2, 1 - n % 2):
