@@ -6,6 +6,21 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "sumix_stream" / "__init__.py").read_text(), re.M).group(1)
 
+# What trains and evaluates, and runs models that the compiled kernels do not.
+TRAIN = [
+    "torch>=2.6",  # networks, autograd
+    "triton>=3.4; platform_system == 'Linux' and platform_machine == 'x86_64'",  # GPU kernels; torch brings it too
+    "torchaudio>=2.6",  # lhotse's resampling of training audio; a loss and a resampler that tests compare with
+    "lhotse>=1.27",  # manifests, Shar, reading and perturbing audio, LibriSpeech preparation
+    "filelock>=3.12",  # one of many processes indexes a manifest (torch brings it too)
+    "urllib3>=1.26",  # lhotse 1.33 imports it without asking for it
+    "lightning-fabric>=2.4",  # device, precision and strategy of a training run
+    "tensorboard>=2.14",  # curves of a training run
+    "pillow>=10",  # pictures of a run's utterances; tensorboard needs it too
+    "tqdm>=4.65",  # progress bars
+    "kaldialign>=0.9",  # word alignments behind WER
+]
+
 setup(
     name="sumix-stream",
     version=VERSION,
@@ -24,34 +39,26 @@ setup(
     entry_points={"console_scripts": ["sumix = sumix_stream.cli.main:main"]},
     package_data={"sumix_stream.serve": ["page/*", "PROTOCOL.md"]},
     # Ranges say what ought to work; constraints.txt pins what bin/demo and bin/test install and what is tested.
+    # What recognises: sx.load, bin/decode and bin/stream_decode on files, bin/serve. No PyTorch.
     install_requires=[
-        "torch>=2.6",  # networks, autograd
-        "triton>=3.4; platform_system == 'Linux' and platform_machine == 'x86_64'",  # GPU kernels; torch brings it too
-        "torchaudio>=2.6",  # lhotse's resampling of training audio; a loss and a resampler that tests compare with
-        "numpy>=1.26",  # audio, resampling, filter bank, checkpoints' arrays
-        "kaldi-native-fbank>=1.20",  # the filter bank
+        "numpy>=1.26",  # audio, resampling, filter bank, searches, checkpoints' arrays
+        "numba>=0.62",  # compiles what a CPU does for a stream (kernels/cpu)
+        "kaldi-native-fbank>=1.20",  # the filter bank's mel filters
         "soundfile>=0.12",  # reads WAV, FLAC, Opus, MP3
         "sentencepiece>=0.2",  # tokenizer
-        "lhotse>=1.27",  # manifests, Shar, reading and perturbing audio, LibriSpeech preparation
-        "filelock>=3.12",  # one of many processes indexes a manifest (torch brings it too)
-        "urllib3>=1.26",  # lhotse 1.33 imports it without asking for it
-        "lightning-fabric>=2.4",  # device, precision and strategy of a training run
-        "pyyaml>=6.0",  # recipes and checkpoint configurations
         "safetensors>=0.4.3",  # checkpoints without pickle
-        "tensorboard>=2.14",  # curves of a training run
-        "pillow>=10",  # pictures of a run's utterances; tensorboard needs it too
-        "tqdm>=4.65",  # progress bars
-        "kaldialign>=0.9",  # word alignments behind WER
+        "pyyaml>=6.0",  # recipes and checkpoint configurations
+        "websockets>=16",  # the server, and its HTTP
+        "prometheus-client>=0.20",  # the server's /metrics
     ],
     extras_require={
         # Used as an RNN-T backend where importable; all features work without it. Nothing can be listed here: its
         # wheels are built for exact torch versions and live on its project's own page, not on PyPI.
         "k2": [],
+        "train": TRAIN,
         # torch.onnx writes through onnxscript; each export is run in onnxruntime before it is given away.
-        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        # Websocket server; its /metrics; compiles what a CPU does for a stream (kernels/cpu), which PyTorch does
-        # without it, in more time.
-        "serve": ["websockets>=16", "prometheus-client>=0.20", "numba>=0.62"],
+        "export": [*TRAIN, "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "onnx": ["onnxruntime>=1.20"],  # runs exported bundles
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
         # The pages of docs/: the builder, its theme (maintained until May 2027; Zensical is to follow), and

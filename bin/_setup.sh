@@ -45,7 +45,8 @@ setup_environment() {
     fi
     echo "environment: installing pinned packages (about 5 GB on disk; the log is $log)"
     "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-      -c "$ROOT/constraints.txt" -e "$ROOT[bench,demo,docs,export,serve,test]" 2>&1 | tee "$log" | show_downloads || {
+      -c "$ROOT/constraints.txt" -e "$ROOT[bench,demo,docs,export,onnx,test,train]" 2>&1 | tee "$log" |
+      show_downloads || {
       tail -n 20 "$log" >&2
       die "installation failed; see $log, then run this again (it goes on where it stopped)"
     }

@@ -5,6 +5,8 @@ Helpers are imported by name: ``from conftest import TOLERANCE, assert_close_as`
 
 import os
 import random
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -107,6 +109,22 @@ def corpora() -> Path:
     if not path.is_dir():
         pytest.skip(f"no corpora at {path}; set SUMIX_CORPORA to a folder that has fsdd and librispeech-mini")
     return path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of an exported talkative model: of (format, mixer, context). Each is made once."""
+    from talkative import LetterTokenizer, talkative_model
+
+    from sumix_stream.export.export import FORMATS
+
+    @cache
+    def make(form: str, mixer: str, context: object) -> Path:
+        folder = tmp_path_factory.mktemp("bundle")
+        FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
+        return folder
+
+    return make
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

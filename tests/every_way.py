@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import stock_sherpa
 from serving import RATE, serving, uri
+from textbook import transcribe_masked
 
 import sumix_stream as sx
 from sumix_stream.audio import check_samples, read_audio, resample
@@ -27,12 +28,10 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.export.export import FORMATS
 from sumix_stream.features import whole_fbank
-from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
 from sumix_stream.streaming.endpointing import Endpointing
-from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 
@@ -72,23 +71,20 @@ class Ways:
         found = []
         for samples, longer in zip(self.floats, self.padded):
             (whole,) = self._transcribe([longer if padded else samples])
-            chunk = self.recognizer.model.timebase.encoder_frame_samples * self.context.chunk_size
+            chunk = self.recognizer.timebase.encoder_frame_samples * self.context.chunk_size
             end = len(longer) // chunk * chunk / RATE if padded else np.inf
             found.append([piece for piece, time in zip(self._pieces(whole), whole.timestamps) if time < end - 1e-6])
         return found
 
     def _transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Hypothesis]:
-        return transcribe_batch(self.recognizer.model, self.recognizer.tokenizer, waveforms, self.context, SEARCH)
+        return transcribe_masked(self.recognizer.model, self.recognizer.tokenizer, waveforms, self.context, SEARCH)
 
     def _pieces(self, hypothesis: Hypothesis) -> Tokens:
         return [self.recognizer.tokenizer.piece(token) for token in hypothesis.tokens]
 
     def streaming(self, recognizer: Recognizer | None = None) -> StreamingRecognizer:
         recognizer = recognizer or self.recognizer
-        search = make_search(recognizer.model, SEARCH)
-        return recognizer.streaming(
-            self.context, self.context.left_context, search=search, endpointing=Endpointing.sherpa()
-        )
+        return recognizer.streaming(self.context, search=SEARCH, endpointing=Endpointing.sherpa())
 
     def batched(self) -> list[Tokens]:
         return [self._pieces(whole) for whole in self._transcribe(self.floats)]
@@ -283,7 +279,7 @@ def table(rows: Sequence[Row], recognizer: Recognizer) -> str:
     names = list(rows[0].same)
     lines = [f"| chunk, left context | seconds | tokens | {' | '.join(names)} |", "|---|--:|--:|" + ":-:|" * len(names)]
     for row in rows:
-        chunk = 1000 * recognizer.model.timebase.encoder_frame_time(row.context.chunk_size)
+        chunk = 1000 * recognizer.timebase.encoder_frame_time(row.context.chunk_size)
         left = "unlimited" if row.context.left_context is None else f"{row.context.left_context} chunks"
         cells = [{True: "=", False: "DIFFER", None: ""}[row.same[name]] for name in names]
         lines.append(f"| {chunk:.0f} ms, {left} | {row.seconds:g} | {row.num_tokens} | {' | '.join(cells)} |")

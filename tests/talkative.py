@@ -10,11 +10,14 @@ from sumix_stream.audio import resample
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.features import whole_fbank
+from sumix_stream.runtime.base import Runtime
+from sumix_stream.runtime.registry import make_runtime
 from sumix_stream.tasks.build import build_model
 from sumix_stream.tasks.transducer.model import Transducer
 
 VOCAB_SIZE = 24
 BLANK_BIAS = 6.5
+CONTEXT = ChunkContext(8, 2)
 MIXERS = {
     "fast": {"mixer": "summary", "summary_variant": "fast"},
     "full": {"mixer": "summary", "summary_variant": "full"},
@@ -82,3 +85,8 @@ def sound(seconds: float, sample_rate: int = 16_000, seed: int = 0) -> np.ndarra
         inside = np.arange(round(start * sample_rate), min(round((start + length) * sample_rate), num_samples))
         result[inside] += rng.uniform(0.02, 0.2) * np.sin(2 * np.pi * pitch / sample_rate * inside)
     return np.clip(result, -1, 1).astype(np.float32)
+
+
+def runtime_of(model: Transducer | None = None, kind: str = "torch", context: ChunkContext = CONTEXT) -> Runtime:
+    """Of a model, the talkative one by default."""
+    return make_runtime(talkative_model() if model is None else model, context, kind)

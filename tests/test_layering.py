@@ -33,7 +33,18 @@ LAYER = {
     "cli": 8,
     "command": 9,  # bin/ and egs/: nothing imports them
 }
-FOUNDATION = ("config", "context", "timebase", "features", "audio", "tokenizer", "checksums", "checkpoint", "registry")
+FOUNDATION = (
+    "config",
+    "context",
+    "timebase",
+    "features",
+    "audio",
+    "tokenizer",
+    "checksums",
+    "checkpoint",
+    "registry",
+    "trees",
+)
 LINES = 400
 # Paths of one machine, spelt so that this file does not hold them.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:" + "|".join(("work", "home", "root", "Users", "mnt", "scratch")) + r")/\w")
@@ -258,6 +269,40 @@ def test_the_foundation_needs_no_torch(tmp_path: Path):
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
     expected = sum(value.double().abs().sum().item() for value in mean.values())
     assert float(printed[0]) == pytest.approx(expected, rel=1e-12) and int(printed[1]) == tokenizer.vocab_size
+
+
+TORCH_FREE = ("foundation", "search", "streaming", "serve", "runtime")
+TORCH_RUNTIME = re.compile(r"torch\w*\.py|cuda_graph\.py")  # of runtime/
+HEAVY = {"torch", "torchaudio", "triton", "lhotse", "onnxruntime", "kaldialign"}
+
+
+def imports_at_load(path: Path) -> set[str]:
+    """Modules that importing a file imports."""
+    waiting, found = list(ast.parse(path.read_text(encoding="utf-8")).body), set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found
+
+
+def test_what_serves_a_model_loads_no_torch():
+    """test_light_install.py serves one where there is none; this names the line that would break it."""
+    checked = 0
+    for path in python_files(ROOT):
+        part = part_of(module_name(path, ROOT))
+        if part in TORCH_FREE and not (part == "runtime" and TORCH_RUNTIME.fullmatch(path.name)):
+            parts = {part_of(name) for name in imports_at_load(path)}
+            heavy = {name for name in imports_at_load(path) if name.split(".")[0] in HEAVY}
+            assert not heavy and not parts & {"encoders", "tasks", "data", "train", "evaluate"}, (path, heavy, parts)
+            checked += 1
+    assert checked > 50
 
 
 def test_public_names_load():

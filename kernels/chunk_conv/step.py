@@ -16,14 +16,12 @@ def chunk_conv1d_step(
     bias: Tensor | None,
     *,
     glu: bool = False,
-    as_image: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Convolve one chunk, and keep its last frames for the next.
 
     x (B, C', D), or (B, C', 2D) with a GLU, lengths (B,) valid frames of this chunk, history (B, k//2, D) the frames
     before it, after the GLU (zeros at the start), weight (D, k), bias (D,) or None -> (B, C', D) in x's dtype, padded
-    frames zero, and the next history. Equal to the frames of `chunk_conv1d`. as_image: convolve an image one pixel
-    high, for which a CPU has quick code; it rounds otherwise.
+    frames zero, and the next history. Equal to the frames of `chunk_conv1d`.
 
     Raises ValueError where shapes do not fit.
     """
@@ -41,11 +39,7 @@ def chunk_conv1d_step(
     frames = torch.cat([history.to(x.dtype), x, x.new_zeros(B, half, D)], 1)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.float()
-        padded = frames.float().mT
-        if as_image:
-            y = F.conv2d(padded.unsqueeze(2), weight.float()[:, None, None], bias, groups=D).squeeze(2).mT
-        else:
-            y = F.conv1d(padded, weight.float()[:, None], bias, groups=D).mT
+        y = F.conv1d(frames.float().mT, weight.float()[:, None], bias, groups=D).mT
     if whole:
         return y.to(x.dtype), frames[:, num_frames : num_frames + half].to(history.dtype, copy=True)
     kept = lengths[:, None] + torch.arange(half, device=x.device)  # the last k//2 before the end of what is valid

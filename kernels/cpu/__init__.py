@@ -15,8 +15,9 @@ if reason := why_not_compiled():
 from sumix_kernels.cpu.beam import search_beams
 from sumix_kernels.cpu.fbank import cut_frames, log_mel
 from sumix_kernels.cpu.front_end import enter, step_front_end
-from sumix_kernels.cpu.greedy import search_greedily
+from sumix_kernels.cpu.greedy import predict_all, project_frames, search_greedily
 from sumix_kernels.cpu.layers import convolve, finish, merge, normalise, step_layers, summarise
+from sumix_kernels.cpu.lstm import lstm_arrays, step_lstms
 from sumix_kernels.cpu.products import (
     HAS_BF16,
     ROWS,
@@ -41,14 +42,18 @@ __all__ = [
     "finish",
     "in_a_row",
     "log_mel",
+    "lstm_arrays",
     "merge",
     "multiply",
     "normalise",
     "padded",
     "panels",
+    "predict_all",
+    "project_frames",
     "search_beams",
     "search_greedily",
     "step_front_end",
     "step_layers",
+    "step_lstms",
     "summarise",
 ]

@@ -1,32 +1,29 @@
 """Greedy transducer search.
 
-B streams, T encoder frames, F numbers of a stream's state, V tokens, J joiner and P predictor channels, Y predictor
-layers.
+B streams, N hypotheses, T encoder frames, V tokens, J joiner and P predictor channels, Y predictor layers.
 """
 
 import numpy as np
 
-from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, dot, exp, sigmoid, tanh
+from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, dot, exp, tanh
+from sumix_kernels.cpu.lstm import step_lstm
 from sumix_kernels.cpu.products import ROWS, filled_up, multiply
 
 
 @compiled
 def predict(token, hidden, cell, projection, inputs, recurrent, between, between_bias, project):
     """The LSTM's step for one stream: its hidden and cell (Y, P) and its projection (J,) move."""
-    P = hidden.shape[1]
-    gates = inputs[token].copy()
-    for y in range(len(hidden)):
-        if y:
-            for g in range(4 * P):
-                gates[g] = between_bias[y - 1, g] + dot(between[y - 1, g], hidden[y - 1])
-        for g in range(4 * P):
-            gates[g] += dot(recurrent[y, g], hidden[y])
-        for p in range(P):
-            new = sigmoid(gates[p]) * tanh(gates[2 * P + p])
-            cell[y, p] = sigmoid(gates[P + p]) * cell[y, p] + new
-            hidden[y, p] = sigmoid(gates[3 * P + p]) * tanh(cell[y, p])
+    step_lstm(token, hidden, cell, inputs, recurrent, between, between_bias)
     for j in range(len(projection)):
         projection[j] = dot(project[j], hidden[-1])
+
+
+@compiled
+def predict_all(tokens, hidden, cell, projections, inputs, recurrent, between, between_bias, project):
+    """`predict` for each of tokens (N,): hidden and cell (N, Y, P) and projections (N, J) move."""
+    for n in range(len(tokens)):
+        own = hidden[n], cell[n], projections[n]
+        predict(tokens[n], *own, inputs, recurrent, between, between_bias, project)
 
 
 @compiled
@@ -42,7 +39,7 @@ def project_frames(enc, weights, bias):
 
 
 def _search(
-    enc, lengths, states, hidden_at, cell_at, project_encoder, encoder_bias,
+    enc, lengths, projections, hidden, cell, project_encoder, encoder_bias,
     inputs, recurrent, between, between_bias, project, output, output_bias,
     blank, blank_penalty, temperature, max_symbols,
 ):  # fmt: skip
@@ -51,8 +48,7 @@ def _search(
 
     Args:
         enc: (B, T, D) encoder frames. lengths: (B,) valid ones.
-        states: (B, F), moved: the predictor's output in the joiner (J,), and from `hidden_at` and `cell_at` the LSTM's
-            state, (Y, P) each.
+        projections, hidden, cell: moved: the predictor's output in the joiner (B, J), the LSTM's state (B, Y, P) each.
         project_encoder, encoder_bias: to J, of the joiner, as of `panels` and `padded`.
         inputs: (V, 4P) the first layer's part of the gates by token, biases included.
         recurrent, between, between_bias: (Y, 4P, P), (Y - 1, 4P, P) and (Y - 1, 4P) of the LSTM.
@@ -63,16 +59,13 @@ def _search(
     """
     B, T, _ = enc.shape
     J, V = len(project), inputs.shape[0]
-    Y, P = recurrent.shape[0], recurrent.shape[2]
     no_pairs = np.empty((0, 0), np.int16)
     frames = project_frames(enc, project_encoder, encoder_bias)
     joined, logits = np.empty((ROWS, J), np.float32), np.empty((ROWS, len(output_bias)), np.float32)
     tokens, places, confidence = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.float32)
     counts, size = np.zeros(B, np.int64), 0
     for b in range(B):
-        projection = states[b, :J]
-        hidden = states[b, hidden_at : hidden_at + Y * P].reshape(Y, P)
-        cell = states[b, cell_at : cell_at + Y * P].reshape(Y, P)
+        projection = projections[b]
         t, here, seen = 0, 0, 0  # `seen`: frames from `t` on whose logits are known
         while t < lengths[b]:
             if not seen:
@@ -99,7 +92,7 @@ def _search(
             tokens[size], places[size], confidence[size] = best, t, ONE / total
             size, here, seen = size + 1, here + 1, 0  # the predictor moves, and with it all logits
             counts[b] += 1
-            predict(best, hidden, cell, projection, inputs, recurrent, between, between_bias, project)
+            predict(best, hidden[b], cell[b], projection, inputs, recurrent, between, between_bias, project)
             if here == max_symbols:
                 t, here = t + 1, 0
     return tokens[:size], places[:size], confidence[:size], counts

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sumix_stream.cli import search_options
+from sumix_stream.cli import missing, search_options
 from sumix_stream.cli.search_options import left_context
 
 
@@ -49,6 +49,9 @@ def run() -> None:
         sys.exit(main(arguments()))
     except (ValueError, OSError) as error:
         print(f"decode: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:
+        print(f"decode: {missing(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,28 +1,29 @@
 """What bin/decode and bin/stream_decode do once their arguments are read: print, write reports, return an exit code."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from lhotse import CutSet
-from tqdm import tqdm
 
 from sumix_stream.audio import read_audio, resample
 from sumix_stream.context import ChunkContext
-from sumix_stream.data.manifests import load_cuts, read_valid
-from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance, masked_wer, streaming_wer
-from sumix_stream.evaluate.exactness import exactness_grid
-from sumix_stream.evaluate.long_form import long_form
-from sumix_stream.evaluate.scoring import write_report
-from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.search.words import words_of
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.live import play_words
 from sumix_stream.streaming.offline import transcribe_batch, transcribe_nbest
 from sumix_stream.streaming.recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+    from sumix_stream.data.manifests import Utterance
+    from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance
 
 BAD_INPUT = 2  # exit code
 
@@ -48,16 +49,19 @@ def score_streaming(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Decode a manifest as live streams; print figures and write the report."""
-    with _progress(load_cuts(manifest)) as (cuts, advance):
+    with _progress(manifest) as (cuts, advance):
+        from sumix_stream.evaluate.error_rates import streaming_wer
+
         evaluation = streaming_wer(
-            recognizer.packed,
+            recognizer.source,
             recognizer.tokenizer,
-            read_valid(cuts),
+            _utterances(cuts),
             context,
             num_streams=num_streams,
             push_seconds=push_seconds,
             options=options,
             on_utterance=advance,
+            runtime=recognizer.runtime_name,
         )
     return _report(evaluation, manifest, out, options)
 
@@ -71,15 +75,18 @@ def score_masked(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Decode a manifest in whole utterances; print figures and write the report."""
-    with _progress(load_cuts(manifest)) as (cuts, advance):
+    with _progress(manifest) as (cuts, advance):
+        from sumix_stream.evaluate.error_rates import masked_wer
+
         evaluation = masked_wer(
-            recognizer.packed,
+            recognizer.source,
             recognizer.tokenizer,
-            read_valid(cuts),
+            _utterances(cuts),
             context,
             batch_size=batch_size,
             options=options,
             on_utterance=advance,
+            runtime=recognizer.runtime_name,
         )
     return _report(evaluation, manifest, out, options)
 
@@ -92,17 +99,17 @@ def print_text(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Print the text of each file, with `times` one word a line at its time, and what else the n-best list holds."""
-    model, tokenizer = recognizer.packed, recognizer.tokenizer
-    frame_seconds = model.timebase.encoder_frame_seconds
+    runtime, tokenizer = recognizer.runtime(context), recognizer.tokenizer
+    timebase = runtime.timebase
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        samples = resample(samples, sample_rate, model.timebase.sample_rate)
+        samples = resample(samples, sample_rate, timebase.sample_rate)
         if options.method == "greedy":
-            (hypothesis,), others = transcribe_batch(model, tokenizer, [samples], context, options), []
+            (hypothesis,), others = transcribe_batch(runtime, tokenizer, [samples], options), []
         else:
-            (((hypothesis, best), *others),) = transcribe_nbest(model, tokenizer, [samples], context, options)
+            (((hypothesis, best), *others),) = transcribe_nbest(runtime, tokenizer, [samples], options)
         print(f"{path}: {hypothesis.text}")
-        for word in words_of(hypothesis, tokenizer, frame_seconds) if times else []:
+        for word in words_of(hypothesis, tokenizer, timebase.encoder_frame_seconds) if times else []:
             print(f"  {word.start:8.2f} s  {word.text}")
         for rank, (other, score) in enumerate(others, 2):
             print(f"  {rank}. {score - best:+.2f}  {other.text}")
@@ -120,10 +127,10 @@ def print_live(
     options: SearchOptions = GREEDY,
 ) -> int:
     """Print words as they come: how much has been heard, then each new word after its own time."""
-    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options))
+    streaming = recognizer.streaming(context, search=options)
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        model_rate = recognizer.model.timebase.sample_rate
+        model_rate = recognizer.timebase.sample_rate
         resampled = "" if sample_rate == model_rate else f", resampled to {model_rate} Hz"
         print(f"{path}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{resampled}; heard | time and word")
         stream = streaming.create_stream()
@@ -139,18 +146,23 @@ def play_long(
     recognizer: Recognizer, manifest: Path, context: ChunkContext, minutes: float, options: SearchOptions = GREEDY
 ) -> int:
     """Play a manifest into one stream, cut by endpoints at which the predictor starts afresh; print what it did."""
+    from sumix_stream.evaluate.long_form import long_form
+
     endpointing = Endpointing.sherpa(reset_predictor=True)
-    streaming = recognizer.streaming(context, search=make_search(recognizer.packed, options), endpointing=endpointing)
-    print(long_form(recognizer, streaming, read_valid(load_cuts(manifest)), minutes).summary())
+    streaming = recognizer.streaming(context, search=options, endpointing=endpointing)
+    print(long_form(recognizer, streaming, _utterances(_cuts(manifest)), minutes).summary())
     return 0
 
 
 def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
     """Print the grid of differences between streaming and masked forward; exit code 1 if one is too large."""
+    from sumix_stream.evaluate.exactness import exactness_grid
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
         print(f"{path}: {len(samples) / sample_rate:.2f} s; C encoder frames of a chunk, L chunks of left context")
-        grid = exactness_grid(recognizer.model, recognizer.tokenizer, samples, sample_rate)
+        grid = exactness_grid(
+            recognizer.source, recognizer.tokenizer, samples, sample_rate, runtime=recognizer.runtime_name
+        )
         print("\n".join(map(str, grid)))
         holds = all(cell.holds for cell in grid)
         print(
@@ -186,6 +198,8 @@ def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], boo
 
 
 def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:
+    from sumix_stream.evaluate.scoring import write_report
+
     if not evaluation.word_errors.utterances:
         raise ValueError(f"{manifest}: none of its utterances could be read; see the reasons above")
     extra = {"cuts": str(manifest), **options.describe(), **evaluation.to_dict()}
@@ -195,9 +209,28 @@ def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOp
     return 0
 
 
+def _cuts(manifest: Path) -> CutSet:
+    try:
+        from sumix_stream.data.manifests import load_cuts
+    except ImportError as error:
+        raise ValueError(
+            f"manifests are read by Lhotse, and {error.name} is not installed: pip install 'sumix-stream[train]'"
+        ) from None
+    return load_cuts(manifest)
+
+
+def _utterances(cuts: CutSet) -> Iterator[Utterance]:
+    from sumix_stream.data.manifests import read_valid
+
+    return read_valid(cuts)
+
+
 @contextmanager
-def _progress(cuts: CutSet) -> Iterator[tuple[CutSet, OnUtterance]]:
-    """A progress bar over the cuts' audio, on a terminal only."""
+def _progress(manifest: Path) -> Iterator[tuple[CutSet, OnUtterance]]:
+    """A manifest's cuts, and a progress bar over their audio, on a terminal only."""
+    from tqdm import tqdm
+
+    cuts = _cuts(manifest)
     total = sum(cut.duration for cut in cuts)
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
     with tqdm(total=total, unit=" s", bar_format=form, disable=None) as bar:

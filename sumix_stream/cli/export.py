@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sumix_stream.cli import search_options
+from sumix_stream.cli import missing, search_options
 from sumix_stream.cli.search_options import left_context
 
 
@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> int:
     from sumix_stream import load
     from sumix_stream.evaluate import scoring
     from sumix_stream.export.export import ExportOptions, Origin, export_model
-    from sumix_stream.search import greedy
+    from sumix_stream.runtime.registry import make_runtime
+    from sumix_stream.search.greedy import greedy_decode
     from sumix_stream.tasks.averaging import save_alone
 
     recognizer = load(args.checkpoint, average=args.average)
@@ -47,7 +48,11 @@ def main(args: argparse.Namespace) -> int:
     origin = Origin(Path(args.checkpoint).resolve().name, args.language, args.data)
     options = ExportOptions(args.format, args.audio, args.int8, args.manifest, args.max_wer_increase, origin)
     context = recognizer.context(args.chunk, args.left_context)
-    found = {"score": scoring.score, "search": lambda *batch: [e.tokens for e in greedy.greedy_decode(*batch)[0]]}
+
+    def search(model, frames, lengths):
+        return [emitted.tokens for emitted in greedy_decode(make_runtime(model, context), frames, lengths.numpy())[0]]
+
+    found = {"score": scoring.score, "search": search}
     facts = export_model(model, tokenizer, context, args.out, options, tell=print, **found)
     print(f"{args.out}: {facts.format}, {facts.weights}, chunk {context}, latency {facts.latency * 1000:g} ms")
     return 0
@@ -57,8 +62,11 @@ def run() -> None:
     """Do what the arguments in sys.argv say, and exit with the status."""
     try:
         sys.exit(main(arguments()))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:
+        print(f"export: {missing(error) if error.name else error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

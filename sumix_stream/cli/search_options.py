@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 AVERAGE = "mean weights of the last 5 checkpoints (5) or of the best (best5); none = without a running average"
 ALLOW_COMMANDS = "run the commands and fetch the URLs that a manifest names as audio: only for manifests you trust"
 PRECISION = "of the encoder's products; bf16 is quicker and needs a CPU with AVX512_BF16 or AMX; default fp32"
+RUNTIME = "who computes: one that cannot run says why; default auto, which tells the log whom it took"
 
 
 def left_context(text: str) -> int | str | None:
-    """Chunks; None = unlimited, "default" = a bundle's own, else the door's."""
+    """Chunks; None = unlimited, "default" = a bundle's own, else the command's."""
     words = {"unlimited": None, "default": "default"}
     return words[text] if text in words else int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The device, and the search's as a group."""
+    """Runtime and device, and the search's as a group."""
+    parser.add_argument("--runtime", default="auto", choices=("auto", "torch", "compiled", "onnx"), help=RUNTIME)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--average", help=AVERAGE)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help=PRECISION)
@@ -62,13 +64,13 @@ def recognizer(args: argparse.Namespace, path: str) -> Recognizer:
     """The model at a path, as the arguments say."""
     from sumix_stream import load
 
-    return load(path, args.device, args.average, args.precision)
+    return load(path, args.device, args.average, args.precision, args.runtime)
 
 
 def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
     """The options that the arguments say; ValueError for those that do not go together."""
     from sumix_stream.search.hotwords import read_hotwords
-    from sumix_stream.search.neural_lm import LstmLm
+    from sumix_stream.search.neural_lm import NeuralLm
     from sumix_stream.search.ngram import NgramLm
     from sumix_stream.search.options import SearchOptions
 
@@ -80,7 +82,7 @@ def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 
     if args.beam is not None:
         chosen |= {"method": "modified_beam", "beam": args.beam}
     if args.lm is not None:
-        chosen["lm"] = LstmLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
+        chosen["lm"] = NeuralLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
     if args.hotwords is not None:
         skip = {"skip_unknown": args.skip_unknown}
         chosen["hotwords"] = read_hotwords(args.hotwords, tokenizer, args.hotword_score, **skip)

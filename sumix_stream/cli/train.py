@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sumix_stream.cli import recipe_options, search_options, trainer
+from sumix_stream.cli import missing, recipe_options, search_options, trainer
 
 
 def main() -> int:
@@ -44,5 +44,7 @@ def run() -> None:
         sys.exit(main())
     except (ValueError, OSError, ArithmeticError) as error:
         sys.exit(f"train: {error}")
+    except ImportError as error:
+        sys.exit(f"train: {missing(error)}")
     except KeyboardInterrupt:
         sys.exit(130)

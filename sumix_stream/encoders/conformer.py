@@ -94,7 +94,6 @@ class ConformerEncoder(nn.Module):
             NUM_BINS, config.subsampling_channels, config.dim, config.dropout, self.timebase
         )
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
-        self.batch_sizes: tuple[int, ...] = ()  # that steps are quick at, in rising order; none = no matter
 
     def forward(self, feats: Tensor, lengths: Tensor, context: ChunkContext) -> tuple[Tensor, Tensor]:
         """feats (B, T0, 80), lengths (B,) in feature frames -> (B, T, D), (B,) in encoder frames."""

@@ -28,7 +28,6 @@ class ChunkConvolution(nn.Module):
         self.bias = nn.Parameter(depthwise.bias.detach().clone())
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, dim)
-        self.packed = False  # steps take what oneDNN is fast at
 
     def init_state(self, batch_size: int) -> Tensor:
         """The last k//2 inputs of the depthwise convolution, (B, k//2, D)."""
@@ -42,8 +41,7 @@ class ChunkConvolution(nn.Module):
 
     def step(self, x: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
-        gates, taps, as_image = self.expand(x), (self.weight, self.bias), self.packed
-        y, state = chunk_conv1d_step(gates, lengths, state, *taps, glu=True, as_image=as_image)
+        y, state = chunk_conv1d_step(self.expand(x), lengths, state, self.weight, self.bias, glu=True)
         return self._finish(y, lengths), state
 
     def _finish(self, y: Tensor, lengths: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ class ConvSubsampling(nn.Module):
         if timebase.subsampling != 4:
             raise ValueError(f"two stride-2 convolutions subsample by 4, got subsampling {timebase.subsampling}")
         self.timebase = timebase
-        self.block_size: int | None = None  # streams of a step computed together; None = all
         self.channels = channels
         self.num_bins = num_bins
         self.register_buffer("feature_mean", torch.zeros(num_bins))
@@ -50,24 +49,16 @@ class ConvSubsampling(nn.Module):
 
     def step(self, feats: Tensor, lengths: Tensor, state: SubsamplingState) -> tuple[Tensor, Tensor, SubsamplingState]:
         """One chunk after the past in `state`; a chunk that another follows holds a multiple of four frames."""
-        if self.block_size is not None and len(feats) > self.block_size:
-            blocks = zip(*(part.split(self.block_size) for part in (feats, lengths, *state)), strict=True)
-            parts = [self.step(x, x_lengths, SubsamplingState(*past)) for x, x_lengths, *past in blocks]
-            outs, out_lengths, states = zip(*parts, strict=True)
-            return torch.cat(outs), torch.cat(out_lengths), SubsamplingState(*map(torch.cat, zip(*states, strict=True)))
         x = mask_frames((feats - self.feature_mean) / self.feature_std, lengths)
         x = torch.cat([state.feats.to(x.dtype), x], dim=1)
-        hidden = self.silu_after(self.conv1(_to_odd(x.unsqueeze(1))), state.hidden, (lengths + 1) // 2)
+        hidden = F.silu(self.conv1(_to_odd(x.unsqueeze(1))))
+        hidden = mask_frames(hidden.transpose(1, 2), (lengths + 1) // 2).transpose(1, 2)
+        hidden = torch.cat([state.hidden.to(x.dtype), hidden], dim=2)
         next_state = SubsamplingState(x[:, -1:], hidden[:, :, -1:])
         y = F.silu(self.conv2(_to_odd(hidden)))
         y = self.norm(self.out(y.transpose(1, 2).flatten(2)))
         out_lengths = self.timebase.num_encoder_frames(lengths)
         return mask_frames(self.dropout(y), out_lengths), out_lengths, next_state
-
-    def silu_after(self, x: Tensor, past: Tensor, lengths: Tensor) -> Tensor:
-        """SiLU of x (B, H, T1, F1) up to lengths (B,), after the past (B, H, 1, F1)."""
-        x = mask_frames(F.silu(x).transpose(1, 2), lengths).transpose(1, 2)
-        return torch.cat([past.to(x.dtype), x], dim=2)
 
 
 def _to_odd(x: Tensor) -> Tensor:

@@ -19,15 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.evaluate.scoring import UtteranceErrors, WordErrors, align
-from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.runtime.stream_encoders import as_context
-from sumix_stream.search.beam_search import make_search
+from sumix_stream.runtime.registry import AUTO, as_context, make_runtime
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming.offline import transcribe_batch
@@ -169,7 +165,7 @@ class _Measured:
 
 
 def streaming_wer(
-    model: AcousticModel,
+    model: Any,
     tokenizer: Tokenizer,
     utterances: Iterable[Utterance],
     chunk: str | int | ChunkContext = "640ms",
@@ -180,10 +176,12 @@ def streaming_wer(
     push_seconds: float = 0.1,
     options: SearchOptions = GREEDY,
     on_utterance: OnUtterance | None = None,
+    runtime: str = AUTO,
 ) -> Evaluation:
     """Decode chunk by chunk from samples, many streams in each step.
 
     Args:
+        model, runtime: as `registry.make_runtime` takes them.
         utterances: with id, samples (S,) float32 at the model's rate, and text; taken one by one, in order.
         chunk, left_context: the context, as on the command line; `full` raises ValueError.
         num_streams: live at a time.
@@ -198,7 +196,7 @@ def streaming_wer(
         raise ValueError(f"push_seconds must be above 0, got {push_seconds}")
     timebase = model.timebase
     context = as_context(model, chunk, left_context)
-    recognizer = StreamingRecognizer(model, tokenizer, context, search=make_search(model, options))
+    recognizer = StreamingRecognizer(model, tokenizer, context, search=options, runtime=runtime)
     grid = timebase.encoder_frame_time(context.chunk_size)
     packet = max(1, timebase.num_samples(push_seconds))
     waiting = enumerate(utterances)
@@ -273,7 +271,7 @@ def _observe(speaker: _Speaker, clock: float, frame_seconds: float, measured: _M
 
 
 def masked_wer(
-    model: AcousticModel,
+    model: Any,
     tokenizer: Tokenizer,
     utterances: Iterable[Utterance],
     chunk: str | int | ChunkContext = "full",
@@ -282,6 +280,7 @@ def masked_wer(
     *,
     options: SearchOptions = GREEDY,
     on_utterance: OnUtterance | None = None,
+    runtime: str = AUTO,
 ) -> Evaluation:
     """Decode whole utterances under any context, `full` included: the text that streaming would give.
 
@@ -294,11 +293,11 @@ def masked_wer(
     audio = compute = 0.0
     scored = []
     with _evaluating(model):
+        computing = make_runtime(model, context, runtime)
         while batch := list(islice(waiting, batch_size)):
             began = time.perf_counter()
-            hypotheses = transcribe_batch(
-                model, tokenizer, [utterance.samples for utterance in batch], context, options
-            )
+            samples = [utterance.samples for utterance in batch]
+            hypotheses = transcribe_batch(computing, tokenizer, samples, options)
             compute += time.perf_counter() - began
             for utterance, hypothesis in zip(batch, hypotheses, strict=True):
                 audio += model.timebase.seconds(len(utterance.samples))
@@ -309,9 +308,9 @@ def masked_wer(
 
 
 @contextmanager
-def _evaluating(model: AcousticModel) -> Iterator[None]:
+def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, and the mode it had before afterwards: validation happens amid training."""
-    if not isinstance(model, nn.Module):  # a bundle, which cannot be trained
+    if not hasattr(model, "training"):  # nothing that is trained
         yield
         return
     was_training = model.training

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.audio import check_samples, resample
 from sumix_stream.context import ChunkContext
-from sumix_stream.runtime.packed import is_exact
+from sumix_stream.features import whole_fbank
+from sumix_stream.runtime.base import plain
+from sumix_stream.runtime.registry import make_runtime
+from sumix_stream.runtime.torch import module_of
+from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.greedy import greedy_decode
-from sumix_stream.streaming.offline import encode_masked, to_hypothesis
+from sumix_stream.streaming.offline import to_hypothesis
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import Tokenizer
@@ -44,41 +48,58 @@ class Exactness:
         )
 
 
+@torch.inference_mode()
+def encode_masked(
+    model: Transducer, waveforms: Sequence[np.ndarray], context: ChunkContext
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder frames (B, T, D) and lengths (B,) of whole utterances by `Encoder.forward`, which no runtime's chunks
+    come near: float32 (S,) each, at the model's sample rate."""
+    feats = [torch.from_numpy(whole_fbank(samples)) for samples in waveforms]
+    lengths = torch.tensor([len(x) for x in feats], device=model.device)
+    padded = pad_sequence(feats, batch_first=True).to(model.device)
+    if padded.shape[1] == 0:
+        return np.zeros((len(feats), 0, model.config.encoder.dim), np.float32), lengths.cpu().numpy()
+    return tuple(part.cpu().numpy() for part in model.encoder(padded, lengths, context))
+
+
 def compare(
-    model: Transducer,
+    model: Transducer | Weights,
     tokenizer: Tokenizer,
     samples: np.ndarray,
     sample_rate: int,
     context: ChunkContext,
     pushes: Iterable[int] | None = None,
+    runtime: str = "auto",
 ) -> Exactness:
     """Stream an utterance and compare with the masked forward of all of it.
 
     Args:
         samples: (S,) as `Stream.feed` takes them.
         pushes: sizes of the packets in samples, used in turn and the last repeated; None = 100 ms.
+        runtime: who streams.
     Raises:
-        ValueError: for a bundle, and for a model packed in bf16.
+        ValueError: for a bundle, and for precision bf16.
     """
-    if not isinstance(model, Transducer):
+    if not isinstance(model, Transducer | Weights):
         raise ValueError("a bundle has no masked forward to compare with: give the checkpoint that it came from")
-    if not is_exact(model):
+    weights = model if isinstance(model, Weights) else Weights.of(model)
+    if weights.precision != "fp32":
         raise ValueError("streaming is compared in fp32, since in bf16 each way rounds by itself: leave precision out")
-    whole = resample(check_samples(samples, sample_rate), sample_rate, model.timebase.sample_rate)
-    masked, lengths = encode_masked(model, [whole], context)
-    emissions, _ = greedy_decode(model, masked, lengths)
-    expected = to_hypothesis(model, tokenizer, emissions[0])
+    whole = resample(check_samples(samples, sample_rate), sample_rate, weights.timebase.sample_rate)
+    masked, lengths = encode_masked(module_of(weights), [whole], context)
+    emissions, _ = greedy_decode(make_runtime(weights, context, "torch"), masked, lengths)
+    expected = to_hypothesis(weights.timebase, tokenizer, emissions[0])
 
-    stream = StreamingRecognizer(model, tokenizer, context).create_stream()
-    encoded: list[Tensor] = []
+    stream = StreamingRecognizer(model, tokenizer, context, runtime=runtime).create_stream()
+    encoded: list[np.ndarray] = []
     for packet in packets(samples, pushes or [sample_rate // 10]):
         stream.accept(sample_rate, packet)
         encoded += _drain(stream)
     stream.input_finished()
     encoded += _drain(stream)
-    streamed, actual = torch.cat([masked[0, :0], *encoded]), stream.result()
+    streamed, actual = np.concatenate([masked[0, :0], *encoded]), stream.result()
     same_shape = streamed.shape == masked[0].shape
-    difference = (streamed - masked[0]).abs().amax().item() if same_shape and len(streamed) else 0.0
+    difference = float(np.abs(streamed - masked[0]).max()) if same_shape and len(streamed) else 0.0
     return Exactness(
         context,
         len(streamed),
@@ -89,18 +110,19 @@ def compare(
 
 
 def exactness_grid(
-    model: Transducer,
+    model: Transducer | Weights,
     tokenizer: Tokenizer,
     samples: np.ndarray,
     sample_rate: int,
     chunk_sizes: Sequence[int] = CHUNK_SIZES,
     left_contexts: Sequence[int | None] = LEFT_CONTEXTS,
     pushes: Iterable[int] | None = None,
+    runtime: str = "auto",
 ) -> list[Exactness]:
     """`compare` for every chunk size (encoder frames) with every left context (chunks, None = unlimited)."""
     contexts = [ChunkContext(size, left) for size in chunk_sizes for left in left_contexts]
     pushes = None if pushes is None else list(pushes)
-    return [compare(model, tokenizer, samples, sample_rate, context, pushes) for context in contexts]
+    return [compare(model, tokenizer, samples, sample_rate, context, pushes, runtime) for context in contexts]
 
 
 def packets(samples: np.ndarray, pushes: Iterable[int]) -> Iterator[np.ndarray]:
@@ -113,8 +135,8 @@ def packets(samples: np.ndarray, pushes: Iterable[int]) -> Iterator[np.ndarray]:
         start += size
 
 
-def _drain(stream: Stream) -> list[Tensor]:
+def _drain(stream: Stream) -> list[np.ndarray]:
     encoded = []
     while moved := stream.recognizer.decode([stream]):
-        encoded.append(moved[0][1])
+        encoded.append(plain(moved[0][1]))
     return encoded

@@ -98,7 +98,7 @@ def long_form(
         raise ValueError("no utterances to play")
     if not (minutes > 0 and bin_minutes > 0):
         raise ValueError(f"minutes and bin_minutes must be above 0, got {minutes} and {bin_minutes}")
-    rate = recognizer.model.timebase.sample_rate
+    rate = recognizer.timebase.sample_rate
     silence = np.zeros(round(gap_seconds * rate), np.float32)
     stream = streaming.create_stream()
     words: list[str] = []  # what is noted here counts as memory too, and is kept small
@@ -157,8 +157,8 @@ def long_form(
 def _in_turn(streaming: StreamingRecognizer, snapshots: Iterable[bytes], samples: np.ndarray) -> tuple[float, float]:
     """Median ms of a chunk of two streams that hear the same; the machine's speed drifts, and drifts for both."""
     taken: tuple[list[float], list[float]] = [], []
-    rate = streaming.model.timebase.sample_rate
-    packet = streaming.context.chunk_size * streaming.model.timebase.encoder_frame_samples
+    rate = streaming.timebase.sample_rate
+    packet = streaming.context.chunk_size * streaming.timebase.encoder_frame_samples
     streams = [streaming.restore(data) for data in snapshots]
     for n, start in enumerate(range(0, len(samples), packet)):
         for which in (n % 2, 1 - n % 2):

@@ -55,18 +55,18 @@ def state_sizes(
 
 
 def _measure(recognizer: StreamingRecognizer, preset: str, mixer: str) -> StateSize:
-    timebase, stream = recognizer.model.timebase, recognizer.create_stream()
+    timebase, stream = recognizer.timebase, recognizer.create_stream()
     chunk = CHUNK_SIZE * timebase.encoder_frame_samples
     _hear(stream, 2 * chunk - timebase.frame_shift)
-    total, encoder = stream.state_nbytes, recognizer.encoder.nbytes(stream.encoder)
+    total, encoder = stream.state_nbytes, recognizer.runtime.nbytes(stream.encoder)
     _hear(stream, chunk)
-    growth = (recognizer.encoder.nbytes(stream.encoder) - encoder) / (chunk / timebase.sample_rate)
+    growth = (recognizer.runtime.nbytes(stream.encoder) - encoder) / (chunk / timebase.sample_rate)
     return StateSize(preset, mixer, recognizer.context, encoder, total - encoder, growth)
 
 
 def _hear(stream: Stream, num_samples: int) -> None:
     recognizer = stream.recognizer
-    stream.accept(recognizer.model.timebase.sample_rate, np.zeros(num_samples, np.float32))
+    stream.accept(recognizer.timebase.sample_rate, np.zeros(num_samples, np.float32))
     while recognizer.decode([stream]):
         pass
 

@@ -3,17 +3,17 @@
 B streams, W feature frames of a chunk's window, C encoder frames of a chunk, D encoder and P predictor channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumix_stream.context import ChunkContext
-from sumix_stream.encoders import states
 from sumix_stream.encoders.conformer import ConformerEncoder
 from sumix_stream.encoders.states import EncoderState
 from sumix_stream.tasks.transducer.model import Transducer
+from sumix_stream.trees import leaves, map_leaves, named_leaves
 
 
 class EncoderStep(nn.Module):
@@ -36,7 +36,7 @@ class EncoderStep(nn.Module):
                 "a state of fixed size: give --left-context a number of chunks"
             )
         self._template = encoder.init_state(1, context)
-        self.fresh = {name: tensor for name, tensor in _named(self._template) if tensor.numel()}
+        self.fresh = {name: tensor for name, tensor in named_leaves(self._template) if tensor.numel()}
         assert not any(tensor.any() for tensor in self.fresh.values()), "a state that does not begin as zeros"
 
     def init_state(self, batch_size: int) -> list[Tensor]:
@@ -45,11 +45,11 @@ class EncoderStep(nn.Module):
     def forward(self, feats: Tensor, lengths: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """feats (B, W, 80), lengths (B,), fewer than W where a stream ends -> (B, C, D), (B,), and the next state."""
         out, out_lengths, after = self.encoder.step(feats, lengths, self._unflatten(feats, state), final=True)
-        return out, out_lengths, *(tensor for tensor in states.tensors(after) if tensor.shape[1:].numel())
+        return out, out_lengths, *(tensor for tensor in leaves(after) if tensor.shape[1:].numel())
 
     def _unflatten(self, feats: Tensor, state: Sequence[Tensor]) -> EncoderState:
         given = iter(state)
-        return states.map_states(
+        return map_leaves(
             lambda part: next(given) if part.numel() else part.new_zeros(feats.shape[0], *part.shape[1:]),
             self._template,
         )
@@ -97,13 +97,3 @@ class JoinerStep(nn.Module):
 
     def forward(self, frames: Tensor, predicted: Tensor) -> Tensor:
         return self.joiner(frames, predicted)
-
-
-def _named(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state in the order of `states.tensors`, each with the dotted name of its field."""
-    if isinstance(state, Tensor):
-        yield name, state
-    elif isinstance(state, tuple):
-        fields = getattr(state, "_fields", range(len(state)))
-        for field, part in zip(fields, state, strict=True):
-            yield from _named(part, f"{name}.{field}" if name else str(field))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from sumix_stream.checkpoint.layout import TOKENIZER
 from sumix_stream.context import ChunkContext
-from sumix_stream.tasks.checkpoint import TOKENIZER
+from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
 
@@ -106,6 +106,9 @@ class OnnxFiles(Bundle):
         self.timebase = Timebase(sample_rate=int(sample_rate), subsampling=int(subsampling))
         left = None if left_context == UNLIMITED else int(left_context)
         self.context = ChunkContext(self.window // self.timebase.subsampling, left)
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -229,17 +232,17 @@ def load_tokenizer(bundle: OnnxFiles) -> Tokenizer | PieceTokenizer:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """On the CPU, with as many threads as PyTorch uses. Raises BundleError naming a file that cannot be run."""
+    """On the CPU, with as many threads as runtimes have. Raises BundleError naming a file that cannot be run."""
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError(
-            "a bundle needs onnxruntime, which is not installed: pip install -c constraints.txt -e '.[export]'"
+        raise BundleError(
+            f"{path} needs onnxruntime, which is not installed: pip install 'sumix-stream[onnx]'"
         ) from None
     if not path.is_file():
         raise BundleError(f"{path} is missing: copy or export the bundle again")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = get_num_threads()
     options.log_severity_level = 3  # errors: quantised graphs bring remarks on what was not fused
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -3,20 +3,19 @@
 B streams, T encoder frames, D channels.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from sumix_stream.encoders import states
-from sumix_stream.encoders.states import StateRows
-from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.search.compiled_greedy import CompiledGreedy, can_compile
-from sumix_stream.search.greedy import Emissions, GreedyState, greedy_decode
+from sumix_stream.runtime.base import Frames, GreedyState, Runtime
+from sumix_stream.search.greedy import Emissions, fresh_state, greedy_decode
 from sumix_stream.search.options import GREEDY, SearchOptions
+from sumix_stream.trees import fill, leaves, map_leaves, named_leaves
 
 
 class Search(Protocol):
@@ -25,10 +24,10 @@ class Search(Protocol):
     def begin(self) -> Any:
         """The state of a stream that has heard nothing."""
 
-    def advance(self, enc: Tensor, lengths: Tensor, first_frames: Sequence[int], streams: Sequence[Any]) -> None:
+    def advance(self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[Any]) -> None:
         """Search the next encoder frames of streams, changing their states. If it raises, no state has changed.
 
-        enc (B, T, D), lengths (B,) valid frames; first_frames: number of each stream's first frame in the stream.
+        frames (B, T, D), lengths (B,) valid ones; first_frames: number of each stream's first frame in the stream.
         """
 
     def emissions(self, stream: Any) -> Emissions:
@@ -40,10 +39,10 @@ class Search(Protocol):
     def nbytes(self, stream: Any) -> int:
         """Bytes kept of a stream's past, tokens not counted."""
 
-    def save(self, stream: Any) -> tuple[dict[str, Tensor], dict]:
-        """A stream's state as tensors and plain values (JSON)."""
+    def save(self, stream: Any) -> tuple[dict[str, np.ndarray], dict]:
+        """A stream's state as arrays and plain values (JSON)."""
 
-    def restore(self, arrays: dict[str, Tensor], values: dict) -> Any:
+    def restore(self, arrays: Mapping[str, np.ndarray], values: dict) -> Any:
         """The inverse of `save`. Raises ValueError or KeyError for what `save` does not write."""
 
     def describe(self) -> dict:
@@ -52,7 +51,7 @@ class Search(Protocol):
 
 @dataclass
 class _GreedyStream:
-    row: Tensor
+    state: GreedyState  # of batch size 1
     found: Emissions = field(default_factory=lambda: Emissions([], [], []))
 
 
@@ -63,38 +62,28 @@ class GreedySearch:
         options: of method greedy.
     """
 
-    def __init__(self, model: AcousticModel, options: SearchOptions = GREEDY) -> None:
+    def __init__(self, runtime: Runtime, options: SearchOptions = GREEDY) -> None:
         if options.method != "greedy":
             raise ValueError(f"method must be greedy for a greedy search, got {options.method!r}")
-        self.model, self.options = model, options
-        self._fresh = GreedyState.init(model, 1)
-        self._rows = StateRows(self._fresh)
+        self.runtime, self.options = runtime, options
 
     @cached_property
-    def _compiled(self) -> CompiledGreedy | None:
-        return CompiledGreedy(self.model, self._rows) if can_compile(self.model) else None
+    def _fresh(self) -> GreedyState:
+        return fresh_state(self.runtime, 1)
 
-    @torch.inference_mode()
     def begin(self) -> _GreedyStream:
-        return _GreedyStream(self._rows.split(self._fresh)[0])
+        return _GreedyStream(self._fresh)
 
-    @torch.inference_mode()
     def advance(
-        self, enc: Tensor, lengths: Tensor, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
+        self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
     ) -> None:
-        rows = [stream.row for stream in streams]
-        if self._compiled is not None:
-            table = torch.stack(rows)
-            found = self._compiled.search(enc, lengths, table, self.options)
-            rows = [row.clone() for row in table]
-        else:
-            found, state = greedy_decode(self.model, enc, lengths, self._rows.join(rows), options=self.options)
-            rows = self._rows.split(state)
-        for stream, row, first, (tokens, frames, confidence) in zip(streams, rows, first_frames, found, strict=True):
-            stream.row = row
-            stream.found.tokens.extend(tokens)
-            stream.found.frames.extend(first + frame for frame in frames)
-            stream.found.confidence.extend(confidence)
+        before = map_leaves(lambda *parts: np.concatenate(parts), *(stream.state for stream in streams))
+        found, after = greedy_decode(self.runtime, frames, lengths, before, self.options)
+        for b, (stream, first, new) in enumerate(zip(streams, first_frames, found, strict=True)):
+            stream.state = map_leaves(lambda part, b=b: part[b : b + 1].copy(), after)
+            stream.found.tokens.extend(new.tokens)
+            stream.found.frames.extend(first + frame for frame in new.frames)
+            stream.found.confidence.extend(new.confidence)
 
     def emissions(self, stream: _GreedyStream) -> Emissions:
         return stream.found
@@ -102,18 +91,16 @@ class GreedySearch:
     def cut(self, stream: _GreedyStream, forget: bool) -> None:
         stream.found = Emissions([], [], [])
         if forget:
-            stream.row = self.begin().row
+            stream.state = self._fresh
 
     def nbytes(self, stream: _GreedyStream) -> int:
-        return stream.row.nbytes
+        return sum(array.nbytes for array in leaves(stream.state))
 
-    def save(self, stream: _GreedyStream) -> tuple[dict[str, Tensor], dict]:
-        arrays = dict(states.named_tensors(self._rows.join([stream.row])))
-        return arrays, stream.found._asdict()
+    def save(self, stream: _GreedyStream) -> tuple[dict[str, np.ndarray], dict]:
+        return dict(named_leaves(stream.state)), stream.found._asdict()
 
-    def restore(self, arrays: dict[str, Tensor], values: dict) -> _GreedyStream:
-        state = states.fill(self._fresh, arrays)
-        return _GreedyStream(self._rows.split(state)[0], Emissions(**values))
+    def restore(self, arrays: Mapping[str, np.ndarray], values: dict) -> _GreedyStream:
+        return _GreedyStream(fill(self._fresh, arrays), Emissions(**values))
 
     def describe(self) -> dict:
         return {name: getattr(self.options, name) for name in ("method", "blank_penalty", "temperature", "max_symbols")}

@@ -18,19 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from sumix_stream.encoders import states
-from sumix_stream.runtime.base import AcousticModel
+from sumix_stream.runtime.base import Frames, GreedyState, Runtime, plain
 from sumix_stream.search import fusion
-from sumix_stream.search.compiled_beam import search_beams
-from sumix_stream.search.compiled_greedy import can_compile
 from sumix_stream.search.fusion import Fusion, FusionState
-from sumix_stream.search.greedy import GreedyState, emit
+from sumix_stream.search.greedy import emit, fresh_state, put
 from sumix_stream.search.history import Alignments, History
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
+from sumix_stream.trees import leaves, map_leaves
 
 _MULTIPLIER = 0x5851F42D4C957F2D  # of the hash: Knuth's MMIX generator
 
@@ -50,10 +47,10 @@ NBest = list[Scored]  # best first, no two with equal tokens
 class Beams(NamedTuple):
     """Hypotheses, best first: everything has K of them for each stream in dimension 0."""
 
-    scores: Tensor  # (B K,) relative to the stream's best; -inf = none
-    hashes: Tensor  # (B K,) of the token sequence
-    parents: Tensor  # (B K,) of the sequence without its last token
-    last: Tensor  # (B K,) last token; blank = none yet
+    scores: np.ndarray  # (B K,) relative to the stream's best; -inf = none
+    hashes: np.ndarray  # (B K,) of the token sequence
+    parents: np.ndarray  # (B K,) of the sequence without its last token
+    last: np.ndarray  # (B K,) last token; blank = none yet
     predicted: GreedyState
     fused: FusionState
 
@@ -63,16 +60,15 @@ class BeamState(NamedTuple):
 
     beam: int
     beams: Beams
-    best: Tensor  # (B,) float64: log-probability of each stream's best hypothesis, kept apart for long streams
-    num_frames: Tensor  # (B,) searched so far
+    best: np.ndarray  # (B,) float64: log-probability of each stream's best hypothesis, kept apart for long streams
+    num_frames: np.ndarray  # (B,) searched so far
     history: History
     hotwords: tuple[Hotwords | None, ...]  # of each stream
 
     @classmethod
-    @torch.inference_mode()
     def init(
         cls,
-        model: AcousticModel,
+        runtime: Runtime,
         batch_size: int,
         options: SearchOptions,
         hotwords: Sequence[Hotwords | None] | None = None,
@@ -90,43 +86,37 @@ class BeamState(NamedTuple):
                 f"hotwords must be one for each of {batch_size} streams (None = none), got {len(hotwords)}"
             )
         for name, part in (("lm", options.lm), *(("hotwords", words) for words in hotwords)):
-            if part is not None and part.vocab_size != model.vocab_size:
+            if part is not None and part.vocab_size != runtime.vocab_size:
                 raise ValueError(
-                    f"{name} is over {part.vocab_size} tokens but the model has {model.vocab_size}: "
+                    f"{name} is over {part.vocab_size} tokens but the model has {runtime.vocab_size}: "
                     "make it with the model's own tokenizer"
                 )
-        device, num = model.device, batch_size * options.beam
-        zeros = torch.zeros(num, dtype=torch.int64, device=device)
-        scores = torch.full((batch_size, options.beam), -torch.inf, device=device)
+        num = batch_size * options.beam
+        scores = np.full((batch_size, options.beam), -np.inf, np.float32)
         scores[:, 0] = 0.0
         beams = Beams(
-            scores.flatten(),
-            zeros,
-            zeros.clone(),
-            torch.full_like(zeros, model.blank_id),
-            GreedyState.init(model, num),
-            fusion.start(options, num, device),
+            scores.ravel(),
+            np.zeros(num, np.int64),
+            np.zeros(num, np.int64),
+            np.full(num, runtime.blank_id),
+            fresh_state(runtime, num),
+            fusion.start(options, num),
         )
-        return cls(
-            options.beam,
-            beams,
-            torch.zeros(batch_size, dtype=torch.float64, device=device),
-            torch.zeros(batch_size, dtype=torch.int64, device=device),
-            History.init(batch_size, options.beam, device),
-            tuple(hotwords),
-        )
+        history = History.init(batch_size, options.beam)
+        return cls(options.beam, beams, np.zeros(batch_size), np.zeros(batch_size, np.int64), history, tuple(hotwords))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all but the tokens: constant over a stream's life. Hotwords belong to whoever made them."""
-        return sum(tensor.nbytes for tensor in states.tensors((self.beams, self.best, self.num_frames)))
+        return sum(array.nbytes for array in leaves((self.beams, self.best, self.num_frames)))
 
     @staticmethod
     def stack(parts: Sequence[BeamState]) -> BeamState:
         """Join streams of any age. Raises ValueError if their beams differ."""
         if len({part.beam for part in parts}) != 1:
             raise ValueError(f"streams of a batch share one beam, got {sorted({part.beam for part in parts})}")
-        beams, best, num_frames = states.stack([(part.beams, part.best, part.num_frames) for part in parts])
+        columns = ((part.beams, part.best, part.num_frames) for part in parts)
+        beams, best, num_frames = map_leaves(lambda *arrays: np.concatenate(arrays), *columns)
         history = History.stack([part.history for part in parts])
         hotwords = tuple(words for part in parts for words in part.hotwords)
         return BeamState(parts[0].beam, beams, best, num_frames, history, hotwords)
@@ -137,21 +127,21 @@ class BeamState(NamedTuple):
         return [
             BeamState(
                 k,
-                states.map_states(lambda part, b=b: part[b * k : (b + 1) * k].clone(), self.beams),
-                self.best[b : b + 1].clone(),
-                self.num_frames[b : b + 1].clone(),
+                map_leaves(lambda part, b=b: part[b * k : (b + 1) * k].copy(), self.beams),
+                self.best[b : b + 1].copy(),
+                self.num_frames[b : b + 1].copy(),
                 history,
                 (words,),
             )
             for b, (history, words) in enumerate(zip(self.history.unstack(), self.hotwords, strict=True))
         ]
 
-    def _select(self, streams: Tensor) -> BeamState:
-        """The streams in this order."""
-        rows = (streams[:, None] * self.beam + torch.arange(self.beam, device=streams.device)).flatten()
+    def _select(self, streams: np.ndarray) -> BeamState:
+        """The streams in this order, in memory of their own."""
+        rows = (streams[:, None] * self.beam + np.arange(self.beam)).ravel()
         return BeamState(
             self.beam,
-            states.map_states(lambda part: part[rows], self.beams),
+            map_leaves(lambda part: part[rows], self.beams),
             self.best[streams],
             self.num_frames[streams],
             self.history.select(streams),
@@ -159,11 +149,10 @@ class BeamState(NamedTuple):
         )
 
 
-@torch.inference_mode()
 def beam_decode(
-    model: AcousticModel,
-    enc: Tensor,
-    lengths: Tensor,
+    runtime: Runtime,
+    frames: Frames,
+    lengths: np.ndarray,
     state: BeamState | None = None,
     options: SearchOptions | None = None,
 ) -> tuple[list[NBest], BeamState]:
@@ -173,7 +162,7 @@ def beam_decode(
     stream's result does not depend on the others.
 
     Args:
-        enc: (B, T, D) encoder frames; T may be 0.
+        frames: (B, T, D) of the runtime's `encode`; T may be 0.
         lengths: (B,) valid frames.
         state: of the same B streams after the frames before; None = start of the utterance.
         options: of method modified_beam, with the beam of the state; None = the defaults of that method.
@@ -183,117 +172,151 @@ def beam_decode(
     options = options or SearchOptions(method="modified_beam")
     if options.method != "modified_beam":
         raise ValueError(f"method must be modified_beam for a beam search, got {options.method!r}")
-    batch_size = enc.shape[0]
-    assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
+    batch_size = len(frames)
+    assert lengths.shape == (batch_size,), (lengths.shape, frames.shape)
     if state is None:
-        state = BeamState.init(model, batch_size, options)
+        state = BeamState.init(runtime, batch_size, options)
     if state.beam != options.beam:
         raise ValueError(f"beam must be that of the state, {state.beam}, got {options.beam}: open a new stream")
-    order = lengths.argsort(descending=True, stable=True)  # so that those with frames left come first
-    state = _search(model, enc[order], lengths[order], state._select(order), options)._select(order.argsort())
-    return results(model, state, options), state
+    order = np.argsort(-lengths, kind="stable")  # so that those with frames left come first
+    state = _search(runtime, frames[order], lengths[order], state._select(order), options)._select(np.argsort(order))
+    return results(runtime, state, options), state
 
 
-def cut(model: AcousticModel, state: BeamState, options: SearchOptions, forget: bool) -> BeamState:
+def cut(runtime: Runtime, state: BeamState, options: SearchOptions, forget: bool) -> BeamState:
     """Begin a new segment: no tokens yet, frames counted on.
 
     Each stream commits to its best hypothesis, so that no token of the old segment can change; the next words still
     depend on it, unless `forget` starts predictor, language model and hotwords afresh.
     """
-    fresh = BeamState.init(model, len(state.best), options, state.hotwords)._replace(num_frames=state.num_frames)
+    fresh = BeamState.init(runtime, len(state.best), options, state.hotwords)._replace(num_frames=state.num_frames)
     if forget:
         return fresh
-    _, order = _ranked(model, state, options)
-    rows = order[:, :1] + torch.arange(0, order.numel(), state.beam, device=order.device)[:, None]
-    rows = rows.expand(-1, state.beam).flatten()
-    beams = states.map_states(lambda part: part[rows], state.beams)
+    _, order = _ranked(runtime, state, options)
+    rows = order[:, 0] + np.arange(0, order.size, state.beam)
+    beams = map_leaves(lambda part: part[np.repeat(rows, state.beam)], state.beams)
     return fresh._replace(beams=beams._replace(scores=fresh.beams.scores))
 
 
-def _search(model: AcousticModel, enc: Tensor, lengths: Tensor, state: BeamState, options: SearchOptions) -> BeamState:
+def _search(
+    runtime: Runtime, frames: Frames, lengths: np.ndarray, state: BeamState, options: SearchOptions
+) -> BeamState:
     """Go on over frames (B, T, D) of streams sorted by falling length; of `state` nothing is kept by others."""
-    fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, enc.device)
+    fused = Fusion(options, state.hotwords, state.beam, runtime.vocab_size, runtime.blank_id)
     beams = state.beams._replace(fused=fused.enter(state.beams.fused))
-    best = state.best.clone()
-    alignments = Alignments(enc.shape[0], state.beam, model.blank_id, enc.device)
-    k = state.beam
-    if not fused and can_compile(model):
-        search_beams(model, enc, lengths, beams, best, alignments, options, _MULTIPLIER)
+    best, k = state.best.copy(), state.beam
+    alignments = Alignments(len(lengths), k, runtime.blank_id)
+    if fused or runtime.beam_arrays is None:
+        beams = _search_frames(runtime, frames, lengths, beams, best, fused, alignments, options)
     else:
-        beams = _search_frames(model, enc, lengths, beams, best, fused, alignments, options)
+        beams = _search_compiled(runtime, plain(frames), lengths, beams, best, alignments, options)
     history = alignments.append_to(state.history, state.num_frames)
-    history = history.settle(beams.scores.view(-1, k) > -torch.inf)
+    history = history.settle(beams.scores.reshape(-1, k) > -np.inf)
     beams = beams._replace(fused=fused.leave(beams.fused))
     return BeamState(k, beams, best, state.num_frames + lengths, history, state.hotwords)
 
 
-def _search_frames(
-    model: AcousticModel,
-    enc: Tensor,
-    lengths: Tensor,
+def _search_compiled(
+    runtime: Runtime,
+    frames: np.ndarray,
+    lengths: np.ndarray,
     beams: Beams,
-    best: Tensor,
+    best: np.ndarray,
+    alignments: Alignments,
+    options: SearchOptions,
+) -> Beams:
+    """Without language model and hotwords, all frames in one call of `sumix_kernels.cpu`; `best` is moved in place."""
+    from sumix_kernels import cpu
+
+    (B, T, _), K, fused = frames.shape, options.beam, beams.fused
+    moved = map_leaves(np.array, beams._replace(fused=None))
+    projection, (hidden, cell) = moved.predicted
+    own = (moved.scores, moved.hashes, moved.parents, moved.last, projection, hidden, cell)
+    parents, tokens = np.empty((2, T, B, K), np.int64)
+    log_probs = np.empty((T, B, K), np.float32)
+    numbers = runtime.blank_id, np.float32(options.blank_penalty), np.float32(options.temperature), _MULTIPLIER
+    cpu.search_beams(
+        np.ascontiguousarray(frames, np.float32),
+        lengths,
+        *(part.reshape(B, K, *part.shape[1:]) for part in own),
+        best,
+        *runtime.beam_arrays,
+        *numbers,
+        parents,
+        tokens,
+        log_probs,
+    )
+    for frame in zip(parents, tokens, log_probs, strict=True):
+        alignments.add(*frame)
+    return moved._replace(fused=fused)
+
+
+def _search_frames(
+    runtime: Runtime,
+    frames: Frames,
+    lengths: np.ndarray,
+    beams: Beams,
+    best: np.ndarray,
     fused: Fusion,
     alignments: Alignments,
     options: SearchOptions,
 ) -> Beams:
     """One frame of all streams after the other; `best` is moved in place."""
-    frames = model.joiner.project_encoder(enc)  # (B, T, J)
-    num_active = (lengths[:, None] > torch.arange(enc.shape[1], device=enc.device)).sum(0).tolist()
+    projected = runtime.project(frames)  # (B, T, J)
+    num_active = (lengths[:, None] > np.arange(projected.shape[1])).sum(0).tolist()
     finished: list[Beams] = []
     bonus = fused.bonus(beams.fused) if fused else None
     k = options.beam
-    for frame, active in zip(frames.unbind(1), num_active, strict=True):
+    for t, active in enumerate(num_active):
         if active == 0:
             break
         if active * k < len(beams.scores):
-            finished.append(states.map_states(lambda part, n=active * k: part[n:], beams))
-            beams = states.map_states(lambda part, n=active * k: part[:n], beams)
+            finished.append(map_leaves(lambda part, n=active * k: part[n:], beams))
+            beams = map_leaves(lambda part, n=active * k: part[:n], beams)
             bonus = None if bonus is None else bonus[: active * k]
-        beams, bonus = _frame(model, frame[:active], beams, best[:active], fused, bonus, alignments, options)
-    return states.map_states(lambda *parts: torch.cat(parts), beams, *reversed(finished)) if finished else beams
+        frame = projected[:active, t]
+        beams, bonus = _frame(runtime, frame, beams, best[:active], fused, bonus, alignments, options)
+    return map_leaves(lambda *parts: np.concatenate(parts), beams, *reversed(finished)) if finished else beams
 
 
 def _frame(
-    model: AcousticModel,
-    frame: Tensor,
+    runtime: Runtime,
+    frame: np.ndarray,
     beams: Beams,
-    best: Tensor,
+    best: np.ndarray,
     fused: Fusion,
-    bonus: Tensor | None,
+    bonus: np.ndarray | None,
     alignments: Alignments,
     options: SearchOptions,
-) -> tuple[Beams, Tensor | None]:
+) -> tuple[Beams, np.ndarray | None]:
     """One frame (A, J): blank or one token for every hypothesis, then the best K of each stream."""
-    blank, k = model.blank_id, options.beam
-    num_streams = len(frame)
-    logits = model.joiner.join(frame[:, None], beams.predicted.projection.unflatten(0, (num_streams, k))).float()
-    options.penalise(logits, blank)
-    log_probs = (logits / options.temperature if options.temperature != 1 else logits).log_softmax(-1)  # (A, K, V)
-    scores = log_probs if bonus is None else log_probs + bonus.view_as(log_probs)
-    scores = scores + beams.scores.view(num_streams, k, 1)
-    grown_from = None
-    if k > 1:
-        scores, grown_from = _merge(scores, beams, blank)
-    values, index = scores.flatten(1).topk(k)
-    parent, token = index // scores.shape[2], index % scores.shape[2]
-    token = token.where(values > -torch.inf, blank)
+    blank, k, num_streams = runtime.blank_id, options.beam, len(frame)
+    projection = beams.predicted.projection
+    logits = runtime.join(frame[:, None], projection.reshape(num_streams, k, -1)).astype(np.float32, copy=False)
+    logits[..., blank] -= options.blank_penalty
+    log_probs = log_softmax(logits / np.float32(options.temperature) if options.temperature != 1 else logits)
+    scores = log_probs if bonus is None else log_probs + bonus.reshape(log_probs.shape)  # (A, K, V)
+    scores = scores + beams.scores.reshape(num_streams, k, 1)
+    grown_from = _merge(scores, beams, blank) if k > 1 else None
+    values, index = _top(scores.reshape(num_streams, -1), k)
+    parent, token = np.divmod(index, scores.shape[2])
+    token = np.where(values > -np.inf, token, blank)
     best += values[:, 0]
-    rows = (parent + torch.arange(0, num_streams * k, k, device=frame.device)[:, None]).flatten()
-    tokens = token.flatten()
+    rows = (parent + np.arange(0, num_streams * k, k)[:, None]).ravel()
+    tokens = token.ravel()
 
     aligned_parent, aligned_token = parent, token
     if grown_from is not None:
-        source = grown_from.gather(1, parent).where(token == blank, -1)
+        source = np.where(token == blank, np.take_along_axis(grown_from, parent, 1), -1)
         merged = source >= 0
-        aligned_parent = source.where(merged, parent)
-        aligned_token = beams.last[rows].view_as(token).where(merged, token)
-    at = aligned_parent * scores.shape[2] + aligned_token
-    alignments.add(aligned_parent, aligned_token, log_probs.flatten(1).gather(1, at))
+        aligned_parent = np.where(merged, source, parent)
+        aligned_token = np.where(merged, beams.last[rows].reshape(token.shape), token)
+    streams = np.arange(num_streams)[:, None]
+    alignments.add(aligned_parent, aligned_token, log_probs[streams, aligned_parent, aligned_token])
 
-    emitting = (tokens != blank).nonzero().squeeze(1)
+    emitting = (tokens != blank).nonzero()[0]
     new = tokens[emitting]
-    beams = states.map_states(lambda part: part[rows], beams)._replace(scores=(values - values[:, :1]).flatten())
+    beams = map_leaves(lambda part: part[rows], beams)._replace(scores=(values - values[:, :1]).ravel())
     bonus = None if bonus is None else bonus[rows]
     if not len(emitting):
         return beams, bonus
@@ -301,57 +324,71 @@ def _frame(
     beams.parents[emitting] = before
     beams.hashes[emitting] = _hash(before, new)
     beams.last[emitting] = new
-    beams = beams._replace(predicted=emit(model, new, emitting, beams.predicted))
+    put(beams.predicted, emitting, emit(runtime, new, map_leaves(lambda part: part[emitting], beams.predicted)))
     if bonus is not None:
-        after = fused.advance(new, fusion.select(beams.fused, emitting))
+        after = fused.advance(new, map_leaves(lambda part: part[emitting], beams.fused))
         bonus[emitting] = fused.bonus(after)
-        beams = beams._replace(
-            fused=states.map_states(lambda old, x: old.index_copy(0, emitting, x), beams.fused, after)
-        )
+        put(beams.fused, emitting, after)
     return beams, bonus
 
 
-def _merge(scores: Tensor, beams: Beams, blank: int) -> tuple[Tensor, Tensor]:
-    """Add what grows into the sequence of a hypothesis to that hypothesis staying as it is.
+def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest of each row (A, n), largest first, and their places."""
+    places = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, places, 1), axis=1, kind="stable")
+    places = np.take_along_axis(places, order, 1)
+    return np.take_along_axis(scores, places, 1), places
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities (..., V) of logits, in their type."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _merge(scores: np.ndarray, beams: Beams, blank: int) -> np.ndarray:
+    """Add what grows into the sequence of a hypothesis to that hypothesis staying as it is: scores (A, K, V), in which
+    every sequence then occurs once, are changed.
 
     Returns:
-        Scores (A, K, V) in which every sequence occurs once, and for each hypothesis (A, K) the one whose growth is
-        the likelier of the two alignments; -1 = staying is.
+        For each hypothesis (A, K) the one whose growth is the likelier of the two alignments; -1 = staying is.
     """
     num_streams, k, _ = scores.shape
-    hashes, parents, last = (x.view(num_streams, k) for x in (beams.hashes, beams.parents, beams.last))
-    alive = beams.scores.view(num_streams, k) > -torch.inf
+    hashes, parents, last = (x.reshape(num_streams, k) for x in (beams.hashes, beams.parents, beams.last))
+    alive = beams.scores.reshape(num_streams, k) > -np.inf
     grows, has_token = alive[:, :, None], (alive & (last != blank))[:, None]
     same = (hashes[:, :, None] == parents[:, None]) & grows & has_token  # (A, i, j)
-    into = last[:, None].expand(-1, k, -1)
-    grown, source = scores.gather(2, into).masked_fill(~same, -torch.inf).max(1)  # (A, j): at most one i each
+    stream, i, j = same.nonzero()  # at most one i for each j
+    grown, source = np.full((num_streams, k), -np.inf, np.float32), np.full((num_streams, k), -1)
+    grown[stream, j], source[stream, j] = scores[stream, i, last[stream, j]], i
     stay = scores[..., blank]
-    source = source.where(grown > stay, -1)
-    # Added rather than written: another hypothesis may end in the same token without being the same sequence.
-    scores = scores.scatter_add(2, into, torch.zeros_like(into, dtype=scores.dtype).masked_fill(same, -torch.inf))
-    scores[..., blank] = torch.logaddexp(stay, grown)
-    return scores, source
+    source[~(grown > stay)] = -1
+    scores[stream, i, last[stream, j]] = -np.inf
+    scores[..., blank] = np.logaddexp(stay, grown)
+    return source
 
 
-def _hash(hashes: Tensor, tokens: Tensor) -> Tensor:
+def _hash(hashes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Of sequences that have grown by a token: 64 bits, so that chance never makes two equal."""
-    mixed = (hashes + tokens + 1) * _MULTIPLIER
+    mixed = (hashes + tokens + 1) * np.int64(_MULTIPLIER)
     return mixed ^ (mixed >> 29)
 
 
-def _ranked(model: AcousticModel, state: BeamState, options: SearchOptions) -> tuple[Tensor, Tensor]:
+def _ranked(runtime: Runtime, state: BeamState, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
     """Scores (B, K) relative to state.best, best first, and whose they are: without what hotwords have on approval."""
-    fused = Fusion(options, state.hotwords, state.beam, model.vocab_size, model.blank_id, state.best.device)
+    fused = Fusion(options, state.hotwords, state.beam, runtime.vocab_size, runtime.blank_id)
     scores = state.beams.scores - fused.on_approval(fused.enter(state.beams.fused))
-    return scores.view(len(state.best), state.beam).sort(dim=1, descending=True, stable=True)
+    scores = scores.reshape(len(state.best), state.beam)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, 1), order
 
 
-def results(model: AcousticModel, state: BeamState, options: SearchOptions) -> list[NBest]:
+def results(runtime: Runtime, state: BeamState, options: SearchOptions) -> list[NBest]:
     """The best token sequences so far, options.nbest of each stream."""
-    relative, order = _ranked(model, state, options)
+    relative, order = _ranked(runtime, state, options)
     scores = (relative[:, : options.nbest] + state.best[:, None]).tolist()
     found = state.history.of(order[:, : options.nbest])
     return [
-        [Scored(*lists, score) for lists, score in zip(*pair, strict=True) if score > -torch.inf]
+        [Scored(*lists, score) for lists, score in zip(*pair, strict=True) if score > -np.inf]
         for pair in zip(found, scores, strict=True)
     ]

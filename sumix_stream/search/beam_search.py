@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from sumix_stream.encoders import states
-from sumix_stream.runtime.base import AcousticModel
+from sumix_stream.runtime.base import Frames, Runtime
 from sumix_stream.search.base import GreedySearch, Search
 from sumix_stream.search.beam import BeamState, NBest, beam_decode, cut, results
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.history import History, Settled
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
+from sumix_stream.trees import fill, named_leaves
 
 _ARRAYS = History._fields[:4]  # all but the settled tokens, which are
-_SETTLED = {"tokens": torch.int32, "frames": torch.int32, "confidence": torch.float32}
+_SETTLED = {"tokens": np.int32, "frames": np.int32, "confidence": np.float32}
 
 
 @dataclass
@@ -34,25 +34,28 @@ class BeamSearch:
         options: of method modified_beam. Raises ValueError for another.
     """
 
-    def __init__(self, model: AcousticModel, options: SearchOptions) -> None:
+    def __init__(self, runtime: Runtime, options: SearchOptions) -> None:
         if options.method != "modified_beam":
             raise ValueError(f"method must be modified_beam for a beam search, got {options.method!r}")
-        self.model, self.options = model, options
-        self._fresh = BeamState.init(model, 1, options)
+        self.runtime, self.options = runtime, options
+
+    @cached_property
+    def _fresh(self) -> BeamState:
+        return BeamState.init(self.runtime, 1, self.options)
 
     def begin(self, hotwords: Hotwords | None = None) -> _BeamStream:
         """The state of a stream that has heard nothing, with hotwords of its own or those of the options."""
         if hotwords is None:
             return _BeamStream(self._fresh)
-        return _BeamStream(BeamState.init(self.model, 1, self.options, [hotwords]))
+        return _BeamStream(BeamState.init(self.runtime, 1, self.options, [hotwords]))
 
     def advance(
-        self, enc: Tensor, lengths: Tensor, first_frames: Sequence[int], streams: Sequence[_BeamStream]
+        self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_BeamStream]
     ) -> None:
-        """Search the next encoder frames of streams: enc (B, T, D), lengths (B,)."""
+        """Search the next encoder frames of streams: frames (B, T, D), lengths (B,)."""
         state = BeamState.stack([stream.state for stream in streams])
         assert state.num_frames.tolist() == list(first_frames), (state.num_frames, first_frames)
-        found, state = beam_decode(self.model, enc, lengths, state, self.options)
+        found, state = beam_decode(self.runtime, frames, lengths, state, self.options)
         for stream, part, nbest in zip(streams, state.unstack(), found, strict=True):
             stream.state, stream.found = part, nbest
 
@@ -64,37 +67,34 @@ class BeamSearch:
         """The best results since the last `cut`, best first; none before the first frame."""
         return stream.found
 
-    @torch.inference_mode()
     def cut(self, stream: _BeamStream, forget: bool) -> None:
         """Begin a new segment from the best hypothesis; with `forget` the predictor starts afresh."""
-        stream.state, stream.found = cut(self.model, stream.state, self.options, forget), []
+        stream.state, stream.found = cut(self.runtime, stream.state, self.options, forget), []
 
     def nbytes(self, stream: _BeamStream) -> int:
         return stream.state.nbytes
 
-    def save(self, stream: _BeamStream) -> tuple[dict[str, Tensor], dict]:
+    def save(self, stream: _BeamStream) -> tuple[dict[str, np.ndarray], dict]:
         state, (hotwords,) = stream.state, stream.state.hotwords
-        arrays = dict(states.named_tensors(_constant(state)))
+        arrays = dict(named_leaves(_constant(state)))
         history = state.history
         arrays |= {f"history.{name}": getattr(history, name) for name in _ARRAYS}
         lists = zip(_SETTLED.items(), history.settled[0].lists(), strict=True)
-        arrays |= {f"settled.{name}": torch.tensor(values, dtype=dtype) for (name, dtype), values in lists}
+        arrays |= {f"settled.{name}": np.array(values, dtype) for (name, dtype), values in lists}
         own = None if hotwords is None or hotwords == self.options.hotwords else hotwords.sequences
         return arrays, {"hotwords": own, "decoded": bool(stream.found)}
 
-    @torch.inference_mode()
-    def restore(self, arrays: dict[str, Tensor], values: dict) -> _BeamStream:
+    def restore(self, arrays: dict[str, np.ndarray], values: dict) -> _BeamStream:
         """The inverse of `save`. Raises ValueError or KeyError for what it does not write."""
         own = values["hotwords"]
-        words = None if own is None else Hotwords(tuple((tuple(t), float(s)) for t, s in own), self.model.vocab_size)
+        words = None if own is None else Hotwords(tuple((tuple(t), float(s)) for t, s in own), self.runtime.vocab_size)
         stream = self.begin(words)
         parts = {name: arrays[f"history.{name}"] for name in _ARRAYS}
         rest = {name: part for name, part in arrays.items() if not name.startswith(("history.", "settled."))}
-        beams, best, num_frames = states.fill(_constant(stream.state), rest)
-        history = _checked(History(**parts, settled=(_settled(arrays),)), self.options.beam, self.model.vocab_size)
-        history = History(*(part.to(best.device) for part in history[:4]), history.settled)
+        beams, best, num_frames = fill(_constant(stream.state), rest)
+        history = _checked(History(**parts, settled=(_settled(arrays),)), self.options.beam, self.runtime.vocab_size)
         state = BeamState(self.options.beam, beams, best, num_frames, history, stream.state.hotwords)
-        return _BeamStream(state, results(self.model, state, self.options)[0] if values["decoded"] else [])
+        return _BeamStream(state, results(self.runtime, state, self.options)[0] if values["decoded"] else [])
 
     def describe(self) -> dict:
         """Settings that a saved state belongs to."""
@@ -109,7 +109,7 @@ def _constant(state: BeamState) -> tuple:
 def _checked(history: History, beam: int, vocab_size: int) -> History:
     """Refuse a history that was not saved by a search like this one."""
     width = history.tokens.shape[-1]
-    like = History.init(1, beam, history.tokens.device)
+    like = History.init(1, beam)
     for name, part, expected in zip(_ARRAYS, history[:4], like[:4], strict=True):
         shape = (1, beam) if name == "num_tokens" else (1, beam, width)
         if tuple(part.shape) != shape or part.dtype != expected.dtype:
@@ -121,14 +121,14 @@ def _checked(history: History, beam: int, vocab_size: int) -> History:
     return history
 
 
-def _settled(arrays: dict[str, Tensor]) -> Settled:
+def _settled(arrays: dict[str, np.ndarray]) -> Settled:
     parts = [arrays[f"settled.{name}"] for name in _SETTLED]
     for (name, dtype), part in zip(_SETTLED.items(), parts, strict=True):
-        if part.dim() != 1 or part.shape != parts[0].shape or part.dtype != dtype:
+        if part.ndim != 1 or part.shape != parts[0].shape or part.dtype != dtype:
             raise ValueError(f"settled.{name} must be ({len(parts[0])},) {dtype}, got {tuple(part.shape)} {part.dtype}")
     return Settled().grown(*(part.tolist() for part in parts))
 
 
-def make_search(model: AcousticModel, options: SearchOptions) -> Search:
+def make_search(runtime: Runtime, options: SearchOptions) -> Search:
     """The search over streams that the options name."""
-    return GreedySearch(model, options) if options.method == "greedy" else BeamSearch(model, options)
+    return GreedySearch(runtime, options) if options.method == "greedy" else BeamSearch(runtime, options)

@@ -3,52 +3,20 @@
 The predictor moves only when a label is emitted, so until then the joiner looks at a window of frames at once and
 jumps to the first that is not blank (label looping, arXiv 2406.06220). Each stream has its own place in time.
 
-B streams, T encoder frames, D channels, J joiner channels, V tokens, A streams still searching, W frames of a window.
+B streams, T encoder frames, J joiner channels, V tokens, A streams still searching, W frames of a window.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
 
-from sumix_stream.encoders import states
-from sumix_stream.encoders.states import PredictorState, StateRows
-from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.search.compiled_greedy import CompiledGreedy, can_compile
+from sumix_stream.runtime.base import Found, Frames, GreedyState, PredictorState, Runtime
 from sumix_stream.search.options import GREEDY, SearchOptions
+from sumix_stream.trees import map_leaves
 
 WINDOW = 8  # frames looked at together; tokens lie about so far apart
-
-
-class GreedyState(NamedTuple):
-    """What the search remembers of the tokens emitted so far: all it carries from chunk to chunk."""
-
-    projection: Tensor  # (B, J) predictor output in the joiner
-    predictor: PredictorState
-
-    @classmethod
-    @torch.inference_mode()
-    def init(cls, model: AcousticModel, batch_size: int) -> "GreedyState":
-        """State of streams that have emitted nothing: the predictor has seen a blank."""
-        blanks = torch.full((batch_size,), model.blank_id, device=model.device)
-        return cls._advance(model, blanks, model.predictor.init_state(batch_size))
-
-    @classmethod
-    def _advance(cls, model: AcousticModel, tokens: Tensor, predictor: PredictorState) -> "GreedyState":
-        out, predictor = model.predictor.step(tokens, predictor)
-        return cls(model.joiner.project_predictor(out), predictor)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in states.tensors(self))
-
-    @staticmethod
-    def stack(parts: list["GreedyState"]) -> "GreedyState":
-        return states.stack(parts)
-
-    def unstack(self) -> list["GreedyState"]:
-        return states.unstack(self)
 
 
 class Emissions(NamedTuple):
@@ -59,20 +27,25 @@ class Emissions(NamedTuple):
     confidence: list[float]  # probability of each token at its frame
 
 
-@torch.inference_mode()
+def fresh_state(runtime: Runtime, batch_size: int) -> GreedyState:
+    """State of streams that have emitted nothing: the predictor has seen a blank."""
+    blanks = np.full(batch_size, runtime.blank_id)
+    return GreedyState(*runtime.predict(blanks, runtime.predictor_state(batch_size)))
+
+
 def greedy_decode(
-    model: AcousticModel,
-    enc: Tensor,
-    lengths: Tensor,
+    runtime: Runtime,
+    frames: Frames,
+    lengths: np.ndarray,
     state: GreedyState | None = None,
     options: SearchOptions = GREEDY,
 ) -> tuple[list[Emissions], GreedyState]:
-    """Most probable token, frame after frame.
+    """Most probable token, frame after frame, by the runtime's own search if it has one.
 
     Searching an utterance in pieces, handing the state on, gives the tokens of one search over the whole.
 
     Args:
-        enc: (B, T, D) encoder frames; T may be 0.
+        frames: (B, T, D) of the runtime's `encode`; T may be 0.
         lengths: (B,) valid frames.
         state: of the same B streams after the frames before; None = start of the utterance.
         options: of method greedy.
@@ -81,81 +54,91 @@ def greedy_decode(
     """
     if options.method != "greedy":
         raise ValueError(f"method must be greedy for a greedy search, got {options.method!r}")
-    batch_size, num_frames, _ = enc.shape
-    assert lengths.shape == (batch_size,), (lengths.shape, enc.shape)
-    state = state or GreedyState.init(model, batch_size)
-    if can_compile(model):
-        rows = StateRows(state)
-        table = torch.stack(rows.split(state))
-        found = CompiledGreedy(model, rows).search(enc, lengths, table, options)
-        return [Emissions(*columns) for columns in found], rows.join(list(table))
-    window = torch.arange(WINDOW, device=enc.device)
-    # All streams' frames in a row, with room for windows that reach beyond an end: a place is a row of it.
-    frames = functional.pad(model.joiner.project_encoder(enc), (0, 0, 0, WINDOW)).flatten(0, 1)
-    starts = torch.arange(batch_size, device=enc.device) * (num_frames + WINDOW)
-    ends = starts + lengths
-    searching = _Searching(torch.arange(batch_size, device=enc.device), starts, ends, torch.zeros_like(starts), state)
-    after = state  # of streams whose frames are all searched
-    found: list[tuple[Tensor, ...]] = []
-    while True:
-        unfinished = searching.place < searching.end
-        if not unfinished.all():
-            after = _put(after, searching.row, searching.state)
-            searching = states.map_states(lambda part, kept=unfinished: part[kept], searching)
-        if not len(searching.row):
-            break
-        seen = frames[searching.place[:, None] + window]  # (A, W, J)
-        logits = model.joiner.join(seen, searching.state.projection[:, None])  # (A, W, V)
-        options.penalise(logits, model.blank_id)
-        best = logits.argmax(-1)
-        first = (best != model.blank_id).byte().argmax(1)  # the first that is no blank, or 0
-        tokens = best.gather(1, first[:, None]).squeeze(1)
-        emits = tokens != model.blank_id
-        skipped = torch.where(emits, first, WINDOW)
-        place = searching.place + skipped
-        emits &= place < searching.end
-        num_here = searching.num_here.masked_fill(skipped > 0, 0)
-        here = emits.nonzero().squeeze(1)
-        if len(here):
-            confidence = (logits[here, first[here]].float() / options.temperature).softmax(-1).amax(-1)
-            found.append((searching.row[here], tokens[here], (place - starts[searching.row])[here], confidence))
-            num_here += emits
-            full = num_here == options.max_symbols
-            place += full
-            num_here.masked_fill_(full, 0)
-            searching = searching._replace(state=emit(model, tokens[here], here, searching.state))
-        searching = searching._replace(place=place, num_here=num_here)
-    return _by_stream(found, batch_size), after
+    assert lengths.shape == (len(frames),), (lengths.shape, frames.shape)
+    state = state or fresh_state(runtime, len(frames))
+    numbers = options.blank_penalty, options.temperature, options.max_symbols
+    own = runtime.search_greedily
+    found, state = (
+        search_common(runtime, frames, lengths, state, *numbers)
+        if own is None
+        else own(frames, lengths, state, *numbers)
+    )
+    return [Emissions(*columns) for columns in found], state
 
 
 class _Searching(NamedTuple):
     """The A streams with frames left, their places in the row of all frames, and their states."""
 
-    row: Tensor  # (A,) of the batch
-    place: Tensor  # (A,)
-    end: Tensor  # (A,)
-    num_here: Tensor  # (A,) tokens that the present frame has emitted
+    row: np.ndarray  # (A,) of the batch
+    place: np.ndarray  # (A,)
+    end: np.ndarray  # (A,)
+    num_here: np.ndarray  # (A,) tokens that the present frame has emitted
     state: GreedyState
 
 
-def emit(model: AcousticModel, tokens: Tensor, rows: Tensor, state: GreedyState) -> GreedyState:
-    """The predictor's step for the streams in `rows`; the others' state stays."""
-    if len(rows) == len(state.projection):
-        return GreedyState._advance(model, tokens, state.predictor)
-    before = states.map_states(lambda part: part[rows], state.predictor)
-    after = GreedyState._advance(model, tokens, before)
-    return _put(state, rows, after)
+def search_common(
+    runtime: Runtime,
+    enc: Frames,
+    lengths: np.ndarray,
+    state: GreedyState,
+    blank_penalty: float,
+    temperature: float,
+    max_symbols: int,
+) -> tuple[list[Found], GreedyState]:
+    """As `Runtime.search_greedily`, for any runtime, by its predictor's and joiner's steps."""
+    projected, blank = runtime.project(enc), runtime.blank_id
+    batch_size, num_frames, _ = projected.shape
+    window = np.arange(WINDOW)
+    # All streams' frames in a row, with room for windows that reach beyond an end: a place is a row of it.
+    frames = np.pad(projected, ((0, 0), (0, WINDOW), (0, 0))).reshape(-1, projected.shape[2])
+    starts = np.arange(batch_size) * (num_frames + WINDOW)
+    rows = np.arange(batch_size)
+    searching = _Searching(rows, starts, starts + lengths, np.zeros_like(starts), state)
+    after = map_leaves(np.copy, state)  # of streams whose frames are all searched
+    found: list[Found] = [([], [], []) for _ in range(batch_size)]
+    while True:
+        unfinished = searching.place < searching.end
+        if not unfinished.all():
+            put(after, searching.row, searching.state)
+            searching = map_leaves(lambda part, kept=unfinished: part[kept], searching)
+        if not len(searching.row):
+            return found, after
+        logits = runtime.join(frames[searching.place[:, None] + window], searching.state.projection[:, None])
+        logits[..., blank] -= blank_penalty
+        best = logits.argmax(-1)  # (A, W)
+        first = (best != blank).argmax(1)  # the first that is no blank, or 0
+        tokens = best[np.arange(len(best)), first]
+        emits = tokens != blank
+        skipped = np.where(emits, first, WINDOW)
+        place = searching.place + skipped
+        emits &= place < searching.end
+        num_here = np.where(skipped > 0, 0, searching.num_here)
+        here = emits.nonzero()[0]
+        moved = map_leaves(np.copy, searching.state)
+        if len(here):
+            own = logits[here, first[here]] / np.float32(temperature)
+            confidence = 1 / np.exp(own - own.max(-1, keepdims=True)).sum(-1)
+            of = searching.row[here]
+            columns = of, tokens[here], (place - starts[searching.row])[here], confidence
+            for row, *values in zip(*(column.tolist() for column in columns), strict=True):
+                for column, value in zip(found[row], values, strict=True):
+                    column.append(value)
+            num_here = num_here + emits
+            full = num_here == max_symbols
+            place, num_here = place + full, np.where(full, 0, num_here)
+            put(moved, here, emit(runtime, tokens[here], map_leaves(lambda part, here=here: part[here], moved)))
+        searching = searching._replace(place=place, num_here=num_here, state=moved)
 
 
-def _put(state: GreedyState, rows: Tensor, part: GreedyState) -> GreedyState:
-    return states.map_states(lambda old, new: old.index_copy(0, rows, new.to(old.dtype)), state, part)
+def emit(runtime: Runtime, tokens: np.ndarray, state: GreedyState) -> GreedyState:
+    """The predictor's step for tokens (N,), all of them emitted."""
+    return GreedyState(*runtime.predict(tokens, PredictorState(*state.predictor)))
 
 
-def _by_stream(found: list[tuple[Tensor, ...]], batch_size: int) -> list[Emissions]:
-    """Sort what was found, round after round, into streams; each stream's rounds are in order of time."""
-    emissions = [Emissions([], [], []) for _ in range(batch_size)]
-    if found:
-        for row, *values in zip(*(torch.cat(column).tolist() for column in zip(*found, strict=True)), strict=True):
-            for column, value in zip(emissions[row], values, strict=True):
-                column.append(value)
-    return emissions
+def put(state: GreedyState, rows: np.ndarray, part: GreedyState) -> None:
+    """Write a part into the rows of a state."""
+
+    def write(old: np.ndarray, new: np.ndarray) -> None:
+        old[rows] = new
+
+    map_leaves(write, state, part)

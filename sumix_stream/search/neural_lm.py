@@ -1,141 +1,97 @@
-"""LSTM language model over the transducer's tokens, for shallow fusion.
+"""LSTM language model over the transducer's tokens, for shallow fusion; `tasks.language_model` trains it.
 
-It is a transducer's predictor with an output of its own. N sequences, U tokens of the longest, V vocabulary with
-blank = 0, P channels. A directory holds model.safetensors and config.yaml.
+N sequences, V vocabulary with blank = 0, P channels, Y layers. A directory holds model.safetensors and config.yaml.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
 
+from sumix_stream.checkpoint.arrays import load_arrays
+from sumix_stream.checkpoint.layout import CONFIG, WEIGHTS, CheckpointError, load_yaml
 from sumix_stream.config import ConfigError, PredictorConfig
 from sumix_stream.config.reader import from_dict
-from sumix_stream.encoders.states import PredictorState
-from sumix_stream.search.fusion import digest
-from sumix_stream.tasks.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    CheckpointError,
-    load_weights,
-    load_yaml,
-    save_tensors,
-    save_yaml,
-)
-from sumix_stream.tasks.transducer.predictor import LstmPredictor
+from sumix_stream.runtime.base import PredictorState
+from sumix_stream.runtime.weights import digest
+from sumix_stream.search.beam import log_softmax
+
+_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of an LSTM's layer
 
 
-class LstmLmState(NamedTuple):
+class NeuralLmState(NamedTuple):
     """What the model keeps of N sequences."""
 
-    output: Tensor  # (N, P) after the last token
+    output: np.ndarray  # (N, P) after the last token
     past: PredictorState
 
 
-class LstmLm(nn.Module):
-    """As `fusion.LanguageModel`; in evaluation mode when made or loaded.
+class NeuralLm:
+    """As `fusion.LanguageModel`.
 
     Args:
-        config: sizes of embedding and LSTM.
         vocab_size: tokens, blank included, which is the start symbol and never predicted.
-        seed: of the weights. The global random state is left as it was.
+        arrays: by the names of `tasks.language_model.LstmLm`. Raises KeyError for one that is missing.
     """
 
-    def __init__(self, config: PredictorConfig, vocab_size: int, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.predictor = LstmPredictor(config, vocab_size)
-            self.output = nn.Linear(self.predictor.dim, vocab_size)
-        self.eval()
+    blank_id = 0
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Mean negative log-likelihood in nats of tokens (N, U), zero-padded, with lengths (N,)."""
-        logits = self._logits(self.predictor(tokens)[:, :-1])
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        return cross_entropy(logits[valid], tokens[valid])
+    def __init__(self, config: PredictorConfig, vocab_size: int, arrays: Mapping[str, np.ndarray]) -> None:
+        from sumix_kernels import cpu
 
-    def start(self, batch_size: int, device: torch.device) -> LstmLmState:
-        self.to(device)
-        blanks = torch.full((batch_size,), self.predictor.blank_id, device=device)
-        return LstmLmState(*self.predictor.step(blanks, self.predictor.init_state(batch_size)))
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.state_dict().values())
-
-    def log_probs(self, state: LstmLmState) -> Tensor:
-        return self._logits(state.output).float().log_softmax(-1)
-
-    def advance(self, tokens: Tensor, state: LstmLmState) -> LstmLmState:
-        return LstmLmState(*self.predictor.step(tokens, state.past))
-
-    def _logits(self, output: Tensor) -> Tensor:
-        logits = self.output(output)
-        blank = torch.arange(self.vocab_size, device=logits.device) == self.predictor.blank_id
-        return logits.masked_fill(blank, -torch.inf)
-
-    def save(self, directory: str | os.PathLike) -> None:
-        """Write into a directory, made if missing."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(directory / WEIGHTS, self.state_dict())
-        save_yaml(directory / CONFIG, {"vocab_size": self.vocab_size, "lstm_lm": asdict(self.config)})
+        self._step = cpu.step_lstms
+        self.config, self.vocab_size = config, vocab_size
+        layers = [[f"predictor.lstm.{part}_l{y}" for part in _PARTS] for y in range(config.num_layers)]
+        names = ["predictor.embedding.weight", *chain(*layers), "output.weight", "output.bias"]
+        self._named = [(name, np.ascontiguousarray(arrays[name], np.float32)) for name in names]
+        of = dict(self._named)
+        self._lstm = cpu.lstm_arrays(of[names[0]], [tuple(of[name] for name in layer) for layer in layers])
+        self._weight, self._bias = of["output.weight"].T, of["output.bias"].copy()
+        self._bias[self.blank_id] = -np.inf
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> LstmLm:
-        """On the CPU. Raises CheckpointError naming the file that is missing, damaged or does not fit the other."""
+    def load(cls, directory: str | os.PathLike) -> NeuralLm:
+        """Raises CheckpointError naming the file that is missing, damaged or does not fit the other."""
         directory = Path(directory)
         description = load_yaml(directory / CONFIG)
         try:
-            config = from_dict(PredictorConfig, description["lstm_lm"])
-            model = cls(config, int(description["vocab_size"]))
+            config, vocab_size = from_dict(PredictorConfig, description["lstm_lm"]), int(description["vocab_size"])
         except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(
                 f"{directory / CONFIG} does not describe an LSTM language model ({error}): give a directory that "
                 "LstmLm.save wrote"
             ) from error
-        load_weights(model, directory)
-        return model
+        arrays = load_arrays(directory / WEIGHTS)
+        try:
+            lm = cls(config, vocab_size, arrays)
+            assert lm._weight.shape == (config.hidden_dim, vocab_size)
+            return lm
+        except (KeyError, ValueError, AssertionError) as error:
+            raise CheckpointError(
+                f"{directory / WEIGHTS} holds another model than {CONFIG} describes ({error}): save it again"
+            ) from error
 
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest(("", array) for _, array in self._named)
 
-def fit(
-    model: LstmLm,
-    sequences: Sequence[Sequence[int]],
-    epochs: int = 10,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
-) -> list[float]:
-    """Train on token sequences with Adam, in an order that is the same each time; mean loss of each epoch, in nats a
-    token. Raises ValueError if there is no token to learn from."""
-    data = [torch.tensor(sequence) for sequence in sequences if len(sequence)]
-    if not data:
-        raise ValueError("sequences hold no token to learn from")
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    generator = torch.Generator().manual_seed(0)
-    device = model.output.weight.device
-    losses = []
-    model.train()
-    for _ in range(epochs):
-        total = torch.zeros((), device=device)
-        for rows in torch.randperm(len(data), generator=generator).split(batch_size):
-            batch = [data[row] for row in rows.tolist()]
-            lengths = torch.tensor([len(sequence) for sequence in batch], device=device)
-            loss = model(pad_sequence(batch, batch_first=True).to(device), lengths)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * lengths.sum()
-        losses.append(total.item() / sum(map(len, data)))
-    model.eval()
-    return losses
+    def start(self, batch_size: int) -> NeuralLmState:
+        zeros = np.zeros((batch_size, self.config.num_layers, self.config.hidden_dim), np.float32)
+        return self._after(np.full(batch_size, self.blank_id), PredictorState(zeros, zeros))
+
+    def log_probs(self, state: NeuralLmState) -> np.ndarray:
+        return log_softmax(state.output @ self._weight + self._bias)
+
+    def advance(self, tokens: np.ndarray, state: NeuralLmState) -> NeuralLmState:
+        return self._after(tokens, state.past)
+
+    def _after(self, tokens: np.ndarray, past: PredictorState) -> NeuralLmState:
+        hidden, cell = (np.array(part, order="C") for part in past)
+        self._step(np.ascontiguousarray(tokens), hidden, cell, *self._lstm)
+        return NeuralLmState(hidden[:, -1].copy(), PredictorState(hidden, cell))

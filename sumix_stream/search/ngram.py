@@ -2,7 +2,7 @@
 
 Over the model's own tokens, not words: every token is scored when it is emitted, so that the beam is pruned by the
 language model at each step and partial results are ranked like final ones. A word model could only speak at the end
-of each word. The file is read here and turned into tensors (backoff.py), in which the scores of all tokens after all
+of each word. The file is read here and turned into arrays (backoff.py), in which the scores of all tokens after all
 hypotheses are found at once: the usual libraries answer one query at a time.
 
 Such a file is made by any n-gram toolkit from text split into pieces by the model's tokenizer (`write_pieces`).
@@ -16,12 +16,11 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from sumix_stream.runtime.weights import digest
 from sumix_stream.search.arpa import END, NEVER, START, UNKNOWN, ArpaError, Ngrams, read_arpa
 from sumix_stream.search.backoff import BackoffAutomaton
-from sumix_stream.search.fusion import digest
 from sumix_stream.tokenizer import Tokenizer
 
 _LN10 = math.log(10)
@@ -91,18 +90,17 @@ class NgramLm:
         automaton = BackoffAutomaton.build(start + 1, fallbacks, backoffs, arcs)
         return cls(automaton, start, longest((start,)), len(orders))
 
-    def start(self, batch_size: int, device: torch.device) -> Tensor:
-        self._automaton = self._automaton.to(device)
-        return torch.full((batch_size,), self._start, device=device)
+    def start(self, batch_size: int) -> np.ndarray:
+        return np.full(batch_size, self._start)
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(part for part in vars(self._automaton).values() if isinstance(part, Tensor))
+        return digest(("", part) for part in vars(self._automaton).values() if isinstance(part, np.ndarray))
 
-    def log_probs(self, state: Tensor) -> Tensor:
+    def log_probs(self, state: np.ndarray) -> np.ndarray:
         return self._automaton.rows(state)[:, : self.vocab_size]
 
-    def advance(self, tokens: Tensor, state: Tensor) -> Tensor:
+    def advance(self, tokens: np.ndarray, state: np.ndarray) -> np.ndarray:
         return self._automaton.next(state, tokens)
 
 

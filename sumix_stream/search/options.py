@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sumix_stream.search.fusion import LanguageModel
     from sumix_stream.search.hotwords import Hotwords
 
@@ -28,7 +26,7 @@ class SearchOptions:
     max_symbols: int = 5  # tokens a frame, of greedy: no real speech has more in 40 ms; modified_beam has one
     beam: int = 4  # hypotheses a stream, of modified_beam
     nbest: int = 1  # results a stream, at most `beam`
-    lm: LanguageModel | None = None  # fused into modified_beam (ngram.NgramLm, lstm_lm.LstmLm)
+    lm: LanguageModel | None = None  # fused into modified_beam (ngram.NgramLm, neural_lm.NeuralLm)
     lm_scale: float = 0.3  # weight of the language model's log-probabilities; 0 = as without it
     hotwords: Hotwords | None = None  # of streams without their own
 
@@ -68,12 +66,6 @@ class SearchOptions:
         if self.hotwords is not None:
             described["hotwords"] = self.hotwords.sequences
         return described
-
-    def penalise(self, logits: Tensor, blank_id: int) -> Tensor:
-        """Logits (..., V) with the blank penalty taken off, in place."""
-        if self.blank_penalty:
-            logits[..., blank_id] -= self.blank_penalty
-        return logits
 
 
 GREEDY = SearchOptions()

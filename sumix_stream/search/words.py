@@ -16,8 +16,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import kaldialign
-
 from sumix_stream.search.hypothesis import Hypothesis, Word
 from sumix_stream.tokenizer import Tokenizer
 
@@ -99,6 +97,8 @@ def estimate_delay(pairs: Iterable[tuple[Sequence[Word], Sequence[Word]]]) -> De
     Raises:
         ValueError: no word was recognised.
     """
+    import kaldialign
+
     starts, ends = [], []
     for recognised, given in pairs:
         waiting, spoken = iter(recognised), iter(given)

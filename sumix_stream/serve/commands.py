@@ -85,9 +85,10 @@ async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | Non
         "listening",
         url=f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}/",
         context=str(recognizer.context),
-        latency_seconds=round(recognizer.model.timebase.chunk_latency_seconds(recognizer.context.chunk_size), 4),
+        latency_seconds=round(recognizer.timebase.chunk_latency_seconds(recognizer.context.chunk_size), 4),
         max_streams=server.limits.max_streams,
-        device=str(recognizer.model.device),
+        runtime=recognizer.runtime.name,
+        device=recognizer.runtime.device,
     )
     await stopping.wait()
     await server.stop()

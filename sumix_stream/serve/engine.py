@@ -60,7 +60,7 @@ class Session:
         self._buffer = ChunkBuffer(sample_rate)  # pieces of a second: nobody's turn is long
         self._ended = self.closed = False
         self.stream: Stream | None = None  # made by the engine's thread
-        self.transcript = Transcript(engine.recognizer.tokenizer, engine.recognizer.model.timebase)
+        self.transcript = Transcript(engine.recognizer.tokenizer, engine.recognizer.timebase)
         self.segment = 0
         self.arrival = 0.0  # of the newest audio that the stream has got
         self.finishing = False  # the stream knows that its input is finished
@@ -120,7 +120,7 @@ class Session:
 
 def missing_samples(recognizer: StreamingRecognizer, stream: Stream | None, sample_rate: int) -> int:
     """Samples of `sample_rate` Hz, at least 1, that a stream (None = a new one) lacks for a chunk."""
-    timebase, chunk_size = recognizer.model.timebase, recognizer.context.chunk_size
+    timebase, chunk_size = recognizer.timebase, recognizer.context.chunk_size
     waiting = 0 if stream is None else stream.features.num_frames * timebase.frame_shift
     seconds = timebase.chunk_latency_seconds(chunk_size) - timebase.seconds(waiting)
     return max(1, math.ceil(seconds * sample_rate))
@@ -140,7 +140,7 @@ class Engine:
     ) -> None:
         self.recognizer, self.metrics = recognizer, metrics
         self.turns = Turns(clock)
-        self._chunk_seconds = recognizer.model.timebase.encoder_frame_time(recognizer.context.chunk_size)
+        self._chunk_seconds = recognizer.timebase.encoder_frame_time(recognizer.context.chunk_size)
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._stopping = False
@@ -271,13 +271,13 @@ class Engine:
 
     def _report(self, session: Session) -> None:
         recognizer, stream = self.recognizer, session.stream
-        decoded = stream.num_encoded * recognizer.model.timebase.encoder_frame_seconds
+        decoded = stream.num_encoded * recognizer.timebase.encoder_frame_seconds
         if recognizer.is_endpoint(stream) and not stream.is_finished:
             final = self._result(EventKind.FINAL, session) if stream.num_tokens else None
             recognizer.reset(stream)
             if final is not None:
                 session.segment += 1
-                session.transcript = Transcript(recognizer.tokenizer, recognizer.model.timebase)
+                session.transcript = Transcript(recognizer.tokenizer, recognizer.timebase)
                 session.report([final])
         elif stream.num_tokens and not stream.is_finished:
             session.report([self._result(EventKind.PARTIAL, session)])
@@ -287,14 +287,14 @@ class Engine:
 
     def _finish(self, session: Session) -> None:
         final = self._result(EventKind.FINAL, session)
-        seconds = session.stream.num_encoded * self.recognizer.model.timebase.encoder_frame_seconds
+        seconds = session.stream.num_encoded * self.recognizer.timebase.encoder_frame_seconds
         done = protocol.dump(type="done", segments=session.segment + 1, decoded=round(seconds, 3))
         session.report([final, Event(EventKind.DONE, done, 1000)])
         self.remove(session)
 
     def _result(self, kind: EventKind, session: Session) -> Event:
         recognizer, found, more = self.recognizer, session.stream.emissions, {}
-        timebase = recognizer.model.timebase
+        timebase = recognizer.timebase
         decoded = session.stream.num_encoded * timebase.encoder_frame_seconds
         text, words = session.transcript.read(found)
         if kind is EventKind.FINAL:

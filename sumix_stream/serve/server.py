@@ -63,7 +63,7 @@ class Server:
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
-        timebase = recognizer.model.timebase
+        timebase = recognizer.timebase
         self._first_chunk_seconds = timebase.chunk_latency_seconds(recognizer.context.chunk_size)
         self._mailbox: Mailbox | None = None
         self._server: WebsocketServer | None = None
@@ -246,7 +246,7 @@ class Server:
         connection.transport.abort()
 
     def _greeting(self) -> str:
-        timebase, chunk_size = self.recognizer.model.timebase, self.recognizer.context.chunk_size
+        timebase, chunk_size = self.recognizer.timebase, self.recognizer.context.chunk_size
         return protocol.dump(
             type="ready",
             protocol=protocol.VERSION,

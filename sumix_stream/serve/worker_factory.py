@@ -19,10 +19,8 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
-import torch
-
+from sumix_stream.runtime.threads import set_num_threads
 from sumix_stream.streaming.stream import StreamingRecognizer
-from sumix_stream.tasks.transducer.model import Transducer
 
 START_SECONDS = 120.0
 _END_SECONDS = 5.0  # from a closed pipe to the process's end
@@ -111,7 +109,7 @@ def _run(
     """What the factory's process does; it ends when the server does, however that ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the server
     prepare()
-    torch.set_num_threads(1)  # others would be missing in copies
+    set_num_threads(1)  # others would be missing in copies
     recognizer = _made(make) if copied else None
     if recognizer is not None and len(os.listdir("/proc/self/task")) > 1:
         recognizer = None
@@ -133,8 +131,7 @@ def _run(
 
 def can_be_copied(recognizer: StreamingRecognizer) -> bool:
     """Whether copies of a process that has such a recogniser can use it; threads that it has begun forbid it too."""
-    model = recognizer.model
-    return isinstance(model, Transducer) and model.device.type == "cpu" and sys.platform == "linux"
+    return recognizer.runtime.can_fork and sys.platform == "linux"
 
 
 def _made(make: Callable[[], StreamingRecognizer]) -> StreamingRecognizer:
@@ -155,7 +152,7 @@ def _start_worker(
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the server, which lets streams finish
-        torch.set_num_threads(threads)
+        set_num_threads(threads)
         run_worker(pipe, _made(make) if recognizer is None else recognizer)
         code = 0
     except BaseException:

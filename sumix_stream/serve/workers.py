@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
 from sumix_stream.serve.chunk_buffer import ChunkBuffer
 from sumix_stream.serve.engine import Engine, Event, EventKind, Session, missing_samples
@@ -64,7 +64,7 @@ class Spawn(NamedTuple):
 
 def default_workers(recognizer: StreamingRecognizer) -> int:
     """One for each core, up to 8, on a CPU; one on a GPU, where one batch of all streams is best."""
-    if recognizer.model.device.type != "cpu":
+    if recognizer.runtime.device != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_WORKERS, cores)
@@ -149,7 +149,7 @@ class Workers:
         if spawn.count < 1:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
-        threads = max(1, torch.get_num_threads() // spawn.count)
+        threads = max(1, get_num_threads() // spawn.count)
         self._factory = WorkerFactory(spawn.make, can_be_copied(recognizer), threads, _prepare, _run_worker)
         self._workers = [_Worker(self._factory, metrics) for _ in range(spawn.count)]
 

@@ -3,8 +3,6 @@
 from collections import deque
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sumix_stream.audio import StreamResampler, check_samples
 from sumix_stream.features import NUM_BINS, FbankStream
@@ -24,7 +22,7 @@ class FeatureQueue:
         self.num_frames = 0  # that wait
         self.resampler: StreamResampler | None = None
         self.fbank = FbankStream()
-        self._frames: deque[Tensor] = deque()  # (n, 80) each
+        self._frames: deque[np.ndarray] = deque()  # (n, 80) each
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
         """Take samples (S,). Raises ValueError as `Stream.feed` says, keeping nothing of them."""
@@ -39,7 +37,7 @@ class FeatureQueue:
         if self.resampler is None:
             self.resampler = StreamResampler(sample_rate, self.model_rate)
             self.sample_rate = self.resampler.rate
-        self._push(torch.from_numpy(self.fbank.accept(self.resampler.accept(samples))))
+        self._push(self.fbank.accept(self.resampler.accept(samples)))
 
     def finish(self) -> None:
         """Flush resampler and filter bank. Raises ValueError the second time."""
@@ -47,10 +45,10 @@ class FeatureQueue:
             raise ValueError("finish was called twice: this stream is complete")
         self.finished = True
         if self.resampler is not None:
-            self._push(torch.from_numpy(self.fbank.accept(self.resampler.finish())))
-        self._push(torch.from_numpy(self.fbank.finish()))
+            self._push(self.fbank.accept(self.resampler.finish()))
+        self._push(self.fbank.finish())
 
-    def peek(self, num_frames: int) -> Tensor:
+    def peek(self, num_frames: int) -> np.ndarray:
         """The first frames (n, 80) that wait, n = num_frames or all there are."""
         parts, missing = [], num_frames
         for part in self._frames:
@@ -60,7 +58,7 @@ class FeatureQueue:
             missing -= len(parts[-1])
         if len(parts) == 1:
             return parts[0]
-        return torch.cat(parts) if parts else torch.zeros(0, NUM_BINS)
+        return np.concatenate(parts) if parts else np.zeros((0, NUM_BINS), np.float32)
 
     def drop(self, num_frames: int) -> None:
         """Forget the first frames, no more than there are."""
@@ -76,33 +74,33 @@ class FeatureQueue:
         """Bytes of the samples that resampler and filter bank hold back."""
         return (0 if self.resampler is None else self.resampler.nbytes) + self.fbank.nbytes
 
-    def save(self) -> tuple[dict[str, Tensor], dict]:
-        """Everything as tensors and plain values; `restore` is the inverse."""
+    def save(self) -> tuple[dict[str, np.ndarray], dict]:
+        """Everything as arrays and plain values; `restore` is the inverse."""
         arrays = {"frames": self.peek(self.num_frames)}
         values = {"sample_rate": self.sample_rate, "finished": self.finished}
         fbank, values["fbank"] = self.fbank.save()
-        arrays["fbank"] = torch.from_numpy(fbank)
+        arrays["fbank"] = fbank
         if self.resampler is not None:
             resampler, values["resampler"] = self.resampler.save()
-            arrays["resampler"] = torch.from_numpy(resampler)
+            arrays["resampler"] = resampler
         return arrays, values
 
     @classmethod
-    def restore(cls, model_rate: int, arrays: dict[str, Tensor], values: dict) -> "FeatureQueue":
+    def restore(cls, model_rate: int, arrays: dict[str, np.ndarray], values: dict) -> "FeatureQueue":
         """Raises ValueError or KeyError for what `save` does not write."""
         queue = cls(model_rate)
         queue.sample_rate, queue.finished = values["sample_rate"], values["finished"]
-        queue.fbank = FbankStream.restore(arrays["fbank"].numpy(), values["fbank"])
+        queue.fbank = FbankStream.restore(arrays["fbank"], values["fbank"])
         if queue.sample_rate is not None:
             queue.resampler = StreamResampler(queue.sample_rate, model_rate)
-            queue.resampler.restore(arrays["resampler"].numpy(), values["resampler"])
+            queue.resampler.restore(arrays["resampler"], values["resampler"])
         frames = arrays["frames"]
-        if frames.dim() != 2 or frames.shape[1] != NUM_BINS:
-            raise ValueError(f"feature frames must be (n, {NUM_BINS}), got {tuple(frames.shape)}")
+        if frames.ndim != 2 or frames.shape[1] != NUM_BINS:
+            raise ValueError(f"feature frames must be (n, {NUM_BINS}), got {frames.shape}")
         queue._push(frames)
         return queue
 
-    def _push(self, feats: Tensor) -> None:
+    def _push(self, feats: np.ndarray) -> None:
         if len(feats):
             self._frames.append(feats)
             self.num_frames += len(feats)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
+import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError
-from torch import Tensor
 
-from sumix_stream.config.reader import to_dict
-from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.runtime.exported import ExportedModel
+from sumix_stream.runtime.weights import digest
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.streaming.feature_queue import FeatureQueue
 
@@ -26,29 +22,16 @@ _KEY = "sumix_stream"
 _PARTS = ("features", "encoder", "search")
 
 
-def fingerprint(model: AcousticModel) -> str:
-    """SHA-256 over configuration, timebase, vocabulary size, and all weights and buffers; or over a bundle's files."""
-    if isinstance(model, ExportedModel):
-        return model.fingerprint
-    digest = hashlib.sha256(
-        json.dumps([to_dict(model.config), vars(model.timebase), model.vocab_size], sort_keys=True).encode()
-    )
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
 def dump(stream: Stream) -> bytes:
     """All of a stream, for `load`."""
     recognizer = stream.recognizer
     features, feature_values = stream.features.save()
     search, search_values = recognizer.search.save(stream.search)
-    encoder = recognizer.encoder.save(stream.encoder)
+    encoder = recognizer.runtime.save(stream.encoder)
     arrays = {
-        f"{part}/{name}": tensor.detach().cpu().clone().contiguous()
+        f"{part}/{name}": np.ascontiguousarray(array)
         for part, group in zip(_PARTS, (features, encoder, search), strict=True)
-        for name, tensor in group.items()
+        for name, array in group.items()
     }
     body = json.dumps(
         {
@@ -63,12 +46,12 @@ def dump(stream: Stream) -> bytes:
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "model": recognizer.fingerprint,
+        "model": recognizer.runtime.fingerprint,
         "settings": _settings(recognizer),
         "stream": body,
         "sha256": _checksum(arrays, body),
     }
-    return safetensors.torch.save(arrays, {_KEY: json.dumps(header)})  # one key: their order is not kept
+    return safetensors.numpy.save(arrays, {_KEY: json.dumps(header)})  # one key: their order is not kept
 
 
 def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
@@ -83,7 +66,7 @@ def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
         )
     if header.get("sha256") != _checksum(arrays, header.get("stream", "")):
         raise ValueError("this snapshot is damaged: its checksum is wrong; take it again or copy it again")
-    if header.get("model") != recognizer.fingerprint:
+    if header.get("model") != recognizer.runtime.fingerprint:
         raise ValueError("this snapshot is of another model's stream; restore it with the model it was taken with")
     if header.get("settings") != _settings(recognizer):
         raise ValueError(
@@ -96,17 +79,14 @@ def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
         raise ValueError(f"this snapshot's content does not fit its header ({error}); take it again") from None
 
 
-def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, Tensor]) -> Stream:
-    def part(name: str) -> dict[str, Tensor]:
+def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, np.ndarray]) -> Stream:
+    def part(name: str) -> dict[str, np.ndarray]:
         return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
     stream = recognizer.create_stream()
-    with torch.inference_mode():
-        stream.features = FeatureQueue.restore(
-            recognizer.model.timebase.sample_rate, part("features"), values["features"]
-        )
-        stream.encoder = recognizer.encoder.restore(part("encoder"))
-        stream.search = recognizer.search.restore(part("search"), values["search"])
+    stream.features = FeatureQueue.restore(recognizer.timebase.sample_rate, part("features"), values["features"])
+    stream.encoder = recognizer.runtime.load(part("encoder"))
+    stream.search = recognizer.search.restore(part("search"), values["search"])
     stream.carried = Emissions(*map(list, values.get("carried", ((), (), ()))))
     for name in ("num_encoded", "segment_start", "num_segments"):
         setattr(stream, name, int(values[name]))
@@ -119,23 +99,14 @@ def _settings(recognizer: StreamingRecognizer) -> str:
     return json.dumps(context_values | recognizer.search.describe(), sort_keys=True)
 
 
-def _checksum(arrays: dict[str, Tensor], body: str) -> str:
-    digest = hashlib.sha256(body.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(_bytes(array))
-    return digest.hexdigest()
+def _checksum(arrays: dict[str, np.ndarray], body: str) -> str:
+    return digest(sorted(arrays.items()), body.encode())
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""
-
-
-def _read(data: bytes) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors. A file of safetensors begins with the length of its JSON, 8 bytes, little endian."""
+def _read(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    """Header and arrays. A file of safetensors begins with the length of its JSON, 8 bytes, little endian."""
     try:
-        arrays = safetensors.torch.load(bytes(data))
+        arrays = safetensors.numpy.load(bytes(data))
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         return dict(json.loads(metadata.get(_KEY, "{}"))), arrays

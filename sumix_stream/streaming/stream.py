@@ -7,24 +7,22 @@ C encoder frames of a chunk, D encoder channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.features import NUM_BINS
-from sumix_stream.runtime.base import AcousticModel
-from sumix_stream.runtime.stream_encoders import make_encoder
-from sumix_stream.search.base import GreedySearch, Search
+from sumix_stream.runtime.base import Frames, Runtime, chunk_frames
+from sumix_stream.runtime.registry import AUTO, make_runtime
+from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming import open_words, snapshot
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.feature_queue import FeatureQueue
-from sumix_stream.streaming.offline import to_hypothesis
+from sumix_stream.streaming.offline import pad_chunks, to_hypothesis
 from sumix_stream.tokenizer import Tokenizer
 
 
@@ -36,8 +34,8 @@ class Stream:
 
     def __init__(self, recognizer: StreamingRecognizer) -> None:
         self.recognizer = recognizer
-        self.features = FeatureQueue(recognizer.model.timebase.sample_rate)
-        self.encoder = recognizer.encoder.begin()
+        self.features = FeatureQueue(recognizer.timebase.sample_rate)
+        self.encoder = recognizer.runtime.fresh_state()
         self.search = recognizer.search.begin()
         self.num_encoded = 0  # encoder frames
         self.segment_start = 0  # encoder frame
@@ -83,8 +81,6 @@ class Stream:
     def input_finished(self) -> None:
         """Flush resampler and filter bank; the last chunk may be short."""
         self.features.finish()
-        if self.is_finished:
-            self.recognizer.encoder.end(self.encoder)
 
     @property
     def is_ready(self) -> bool:
@@ -120,19 +116,19 @@ class Stream:
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""
         recognizer = self.recognizer
-        return to_hypothesis(recognizer.model, recognizer.tokenizer, self.emissions)
+        return to_hypothesis(recognizer.timebase, recognizer.tokenizer, self.emissions)
 
     def timestamps(self, first: int = 0) -> list[float]:
         """Seconds from the first sample to the start of the encoder frame of each token from the `first` on."""
         frames = self.emissions.frames[first:]
-        return [self.recognizer.model.timebase.encoder_frame_time(frame) for frame in frames]
+        return [self.recognizer.timebase.encoder_frame_time(frame) for frame in frames]
 
     @property
     def state_nbytes(self) -> int:
         """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
         feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
-        frames = self.features.num_frames % self.recognizer.window * NUM_BINS * torch.float32.itemsize
-        encoder = self.recognizer.encoder.nbytes(self.encoder)
+        frames = self.features.num_frames % self.recognizer.window * NUM_BINS * np.dtype(np.float32).itemsize
+        encoder = self.recognizer.runtime.nbytes(self.encoder)
         return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
     def snapshot(self) -> bytes:
@@ -147,29 +143,34 @@ class StreamingRecognizer:
     join and leave `decode`; a stream's result depends on its samples alone. Used by one thread at a time.
 
     Args:
-        model, tokenizer: as loaded together; PyTorch's model or an exported bundle's.
+        model, tokenizer: as loaded together: a `Runtime` under this context, or what `registry.make_runtime` takes.
         context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
-        search: None = greedy.
+        search: its options; greedy by default.
         endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
-        slots: as of `encoders.make_encoder`; for many streams on a GPU.
+        runtime: the name of one, where `model` is none.
     Raises:
-        ValueError: for full context, which cannot stream, and for another context than a bundle's own.
+        ValueError: for full context, which cannot stream, for another context than a bundle's own, and with its reason
+            where the runtime cannot run the model.
     """
 
     def __init__(
         self,
-        model: AcousticModel,
+        model: Any,
         tokenizer: Tokenizer,
         context: ChunkContext,
         *,
-        search: Search | None = None,
+        search: SearchOptions = GREEDY,
         endpointing: Endpointing | None = None,
-        slots: bool = False,
+        runtime: str = AUTO,
     ) -> None:
-        self.encoder = make_encoder(model, context, slots=slots)
-        self.window = self.encoder.window  # feature frames of a chunk
-        self.model, self.tokenizer, self.context = model, tokenizer, context
-        self.search = GreedySearch(model) if search is None else search
+        window = chunk_frames(model.timebase, context)
+        if window is None:
+            raise ValueError(f"streaming needs one chunk size (such as 640ms or 16), got {context}")
+        self.window = window  # feature frames of a chunk
+        self.runtime: Runtime = model if hasattr(model, "encode") else make_runtime(model, context, runtime)
+        assert self.runtime.context == context, (self.runtime.context, context)
+        self.timebase, self.tokenizer, self.context = self.runtime.timebase, tokenizer, context
+        self.search = make_search(self.runtime, search)
         self.endpointing = endpointing
 
     def create_stream(self) -> Stream:
@@ -188,56 +189,45 @@ class StreamingRecognizer:
         """Whether `decode` would move this stream."""
         return self._own(stream).is_ready
 
-    @torch.inference_mode()
-    def decode(self, streams: Sequence[Stream]) -> list[tuple[Stream, Tensor]]:
+    def decode(self, streams: Sequence[Stream]) -> list[tuple[Stream, Frames]]:
         """Decode one chunk of every stream that is ready, all in one batch, whatever their ages.
 
         If it raises, no stream has moved.
 
         Returns:
-            The streams that moved, each with its encoder frames (n, D), n <= C; none when nothing is left to do.
+            The streams that moved, each with its encoder frames (n, D), n <= C, in the runtime's own arrays; none when
+            nothing is left to do.
         """
         ready = [stream for stream in streams if self._own(stream).is_ready]
         if not ready:
             return []
         chunks = [stream.features.peek(self.window) for stream in ready]
-        lengths = [len(chunk) for chunk in chunks]
-        final = torch.tensor([stream.features.finished for stream in ready])
-        whole = min(lengths) == max(lengths)
-        feats = torch.stack(chunks) if whole else pad_sequence(chunks, batch_first=True)
-        enc_lengths = [self.model.timebase.num_encoder_frames(length) for length in lengths]
-        states = [stream.encoder for stream in ready]
-        with self.encoder.step(feats, torch.tensor(lengths), final, states) as enc:
-            self.search.advance(
-                enc,
-                torch.tensor(enc_lengths, device=enc.device),
-                [stream.num_encoded for stream in ready],
-                [stream.search for stream in ready],
-            )
+        feats, lengths = pad_chunks(chunks)
+        final = np.array([stream.features.finished for stream in ready])
+        frames, after = self.runtime.encode(feats, lengths, [stream.encoder for stream in ready], final)
+        num_frames = self.timebase.num_encoder_frames(lengths)
+        first = [stream.num_encoded for stream in ready]
+        self.search.advance(frames, num_frames, first, [stream.search for stream in ready])
         moved = []
-        for stream, chunk, frames, length in zip(ready, chunks, enc, enc_lengths, strict=True):
-            stream.end_of_segment = None
+        columns = zip(ready, after, chunks, frames, num_frames.tolist(), strict=True)
+        for stream, state, chunk, own, length in columns:
+            stream.encoder, stream.end_of_segment = state, None
             stream.features.drop(len(chunk))
             stream.num_encoded += length
-            if stream.is_finished:
-                self.encoder.end(stream.encoder)
-            moved.append((stream, frames[:length]))
+            moved.append((stream, own[:length]))
         return moved
 
     def warm_up(self, num_streams: int | None = None) -> None:
-        """Recognise silence in batches of each size that the encoder distinguishes, up to `num_streams`, so that the
-        first speakers do not wait for kernels to be compiled and memory to be had.
-
-        Takes seconds for a packed model, else a moment.
-        """
-        sizes = [size for size in self.encoder.batch_sizes or (1,) if num_streams is None or size <= num_streams]
+        """Recognise silence in batches of each size that the runtime prepares for, up to `num_streams`, so that the
+        first speakers do not wait for kernels to be compiled and memory to be had."""
+        sizes = [size for size in self.runtime.batch_sizes if num_streams is None or size <= num_streams] or [1]
         streams = [self.create_stream() for _ in range(sizes[-1])]
-        silence = np.zeros(self.context.chunk_size * self.model.timebase.encoder_frame_samples, np.float32)
+        silence = np.zeros(self.context.chunk_size * self.timebase.encoder_frame_samples, np.float32)
         for stream in streams:
-            stream.accept(self.model.timebase.sample_rate, silence)  # short of a chunk by the filter bank's look-ahead
+            stream.accept(self.timebase.sample_rate, silence)  # short of a chunk by the filter bank's look-ahead
         for size in sizes:
             for stream in streams[:size]:
-                stream.accept(self.model.timebase.sample_rate, silence)
+                stream.accept(self.timebase.sample_rate, silence)
             self.decode(streams[:size])
 
     def result(self, stream: Stream) -> Hypothesis:
@@ -254,7 +244,7 @@ class StreamingRecognizer:
             return False
         found = self._own(stream).all_emissions
         frames = found.frames
-        seconds = self.model.timebase.encoder_frame_seconds
+        seconds = self.timebase.encoder_frame_seconds
         last = frames[-1] + 1 if frames else stream.segment_start
         silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
         given = bool(frames), silence * seconds, utterance * seconds
@@ -284,11 +274,6 @@ class StreamingRecognizer:
         Raises ValueError for bytes that are damaged or no snapshot, and for one of another model, context or search.
         """
         return snapshot.load(data, self)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the model's weights and configuration."""
-        return snapshot.fingerprint(self.model)
 
     def _own(self, stream: Stream) -> Stream:
         if stream.recognizer is not self:

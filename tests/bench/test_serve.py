@@ -26,7 +26,6 @@ from sumix_stream.bench.serve.hostile_clients import HostileClients
 from sumix_stream.bench.serve.protocols import Ours, Stock
 from sumix_stream.bench.serve.servers import STOCK_SERVER, Meter, check_cores, pinned, start_ours, start_stock
 from sumix_stream.context import ChunkContext
-from sumix_stream.search.base import GreedySearch
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.server import Server
@@ -424,7 +423,7 @@ def test_the_stock_server_under_the_same_load(tmp_path):
 
     model, tokenizer, context = talkative_model(), LetterTokenizer(), ChunkContext(CHUNK, 4)
     sherpa.save(tmp_path, model, tokenizer, context)
-    search = GreedySearch(model, SearchOptions(max_symbols=speaker.MAX_SYMBOLS))
+    search = SearchOptions(max_symbols=speaker.MAX_SYMBOLS)
     samples = speaker.whole_chunks(utterances(0.9, 1.7, 0.5), CHUNK * 640)
     known = []
     for one in samples:

@@ -17,7 +17,7 @@ from conftest import ROOT
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from talkative import VOCAB_SIZE, sound, talkative_model
 
-from sumix_stream.runtime.packed import has_bf16_products
+from sumix_kernels.cpu import HAS_BF16
 from sumix_stream.tasks.checkpoint import save_model
 from sumix_stream.tokenizer import train_tokenizer
 
@@ -235,14 +235,14 @@ def test_average_is_said_in_the_report_and_refused_when_there_are_too_few(door, 
 
 def test_bf16_is_said_in_the_report_or_refused(door, exp):
     code, _, err = door("stream_decode", "--cuts", exp / "test.jsonl.gz", "--precision", "bf16")
-    if has_bf16_products():
+    if HAS_BF16:
         report = exp / "decode" / "test-chunk16-left4-bf16" / "report.json"
         assert code == 0 and report.is_file()
     else:
         assert code == 2 and "use fp32" in err
 
 
-@pytest.mark.skipif(not has_bf16_products(), reason="this processor has no bfloat16 products")
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 products")
 def test_exactness_is_of_fp32(door, exp):
     code, out, err = door("stream_decode", "--check-exactness", exp / "0.wav", "--precision", "bf16")
     assert code == 2 and "leave precision out" in err and "NOT EXACT" not in out

@@ -185,3 +185,36 @@ def test_ids_that_lead_elsewhere_are_left_out(tmp_path):
     (fault,) = read_report(tmp_path / "data" / "left_out.tsv")
     assert fault.fault == "bad id" and "'../../../secret' is no plain name" in fault.detail
     assert len(load_cuts(tmp_path / "data" / "cuts_train.jsonl.gz").to_eager()) == 2
+
+
+def test_arguments_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="--parts full: must be one of mini, 100h, 960h"):
+        prepare_librispeech(tmp_path, parts="full", corpus=tmp_path)
+    with pytest.raises(ValueError, match="num_valid at least 1, got 30.0 and 0"):
+        prepare_librispeech(tmp_path, corpus=tmp_path, num_valid=0)
+
+
+def test_a_folder_without_the_training_parts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=rf"--corpus {tmp_path}.*holds train-clean-5; .*leave --corpus out"):
+        prepare_librispeech(tmp_path / "data", corpus=tmp_path)
+    write_librispeech(tmp_path, "train-clean-100", ["10"], 2)
+    with pytest.raises(ValueError, match="holds train-clean-360, train-other-500; "):
+        prepare_librispeech(tmp_path / "data", parts="960h", corpus=tmp_path)
+    with pytest.raises(ValueError, match="validation needs dev-clean or dev-other or test-clean or test-other"):
+        prepare_librispeech(tmp_path / "data", parts="100h", corpus=tmp_path)
+
+
+def test_a_folder_without_transcripts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*LibriSpeech"):
+        read_librispeech_part(tmp_path)
+
+
+def test_ids_that_occur_twice(tmp_path):
+    write_librispeech(tmp_path, "part", ["12"], 2)
+    (tmp_path / "part/12/7").rename(tmp_path / "part/12/6")
+    write_librispeech(tmp_path, "part", ["12"], 2)
+    cuts, faults = read_librispeech_part(tmp_path / "part")
+    assert [cut.id for cut in cuts] == ["12-7-0000", "12-7-0001"]
+    assert {(fault.id, fault.fault) for fault in faults} == {(cut.id, "id occurs twice") for cut in cuts}
+    np.testing.assert_array_equal(cuts[0].load_audio().shape, (1, cuts[0].num_samples))
+    assert cuts[0].supervisions[0].speaker == "12" and len(cuts[0].supervisions[0].text.split()) == 3

@@ -4,7 +4,8 @@ import torch
 from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.conformer import ConformerEncoder
-from sumix_stream.encoders.states import EncoderState, StateRows, fill, map_states, named_tensors, tensors
+from sumix_stream.encoders.states import EncoderState
+from sumix_stream.trees import fill, leaves, named_leaves
 
 CONFIG = dict(dim=16, num_layers=2, ffn_dim=32, num_heads=2, conv_kernel=5, subsampling_channels=4, dropout=0.0)
 
@@ -53,11 +54,11 @@ def test_stack_refuses_mixed_contexts():
 def test_state_size_is_constant(variant, left):
     encoder = ConformerEncoder(EncoderConfig(summary_variant=variant, **CONFIG)).eval()
     state = encoder.init_state(2, ChunkContext(2, left))
-    shapes = [t.shape for t in tensors(state)]
-    assert state.nbytes == sum(t.numel() * t.element_size() for t in tensors(state)) > 0
+    shapes = [t.shape for t in leaves(state)]
+    assert state.nbytes == sum(t.numel() * t.element_size() for t in leaves(state)) > 0
     for _ in range(12):
         _, _, state = encoder.step(torch.randn(2, 8, 80), torch.tensor([8, 8]), state)
-        assert [t.shape for t in tensors(state)] == shapes
+        assert [t.shape for t in leaves(state)] == shapes
 
 
 def test_unlimited_summary_state_is_smaller_than_a_window():
@@ -66,35 +67,12 @@ def test_unlimited_summary_state_is_smaller_than_a_window():
     assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize(("mixer", "left"), [("summary", 0), ("summary", 2), ("summary", None), ("attention", 2)])
-@torch.no_grad()
-def test_rows_hold_whole_states(mixer, left):
-    encoder, singles = states(mixer, ChunkContext(4, left), ages=[0, 1, 5])
-    rows = StateRows(encoder.init_state(1, ChunkContext(4, left)))
-    packed = [rows.split(state)[0] for state in singles]
-    joined, stacked = rows.join(packed[::-1]), EncoderState.stack(singles[::-1])
-    assert all(torch.equal(a, b) for a, b in zip(tensors(joined), tensors(stacked), strict=True))
-    assert joined.context == stacked.context
-    assert all(torch.equal(a, b) for a, b in zip(rows.split(stacked), packed[::-1], strict=True))
-
-
-@torch.no_grad()
-def test_rows_own_their_memory_and_refuse_what_does_not_fit():
-    _, singles = states("attention", ChunkContext(4, None), ages=[0, 2])
-    rows = StateRows(singles[0])
-    (row,) = rows.split(singles[0])
-    map_states(lambda part: part.fill_(7), singles[0])
-    assert not row.any()
-    with pytest.raises(ValueError, match="grows"):
-        rows.split(singles[1])
-
-
 @torch.no_grad()
 def test_fill_takes_what_named_tensors_gave():
     _, (old, fresh) = states("summary", ChunkContext(4, 2), ages=[3, 0])
-    arrays = dict(named_tensors(old))
+    arrays = dict(named_leaves(old))
     assert "layers.1.mixer.sums" in arrays
-    assert all(torch.equal(a, b) for a, b in zip(tensors(fill(fresh, arrays)), tensors(old), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(fill(fresh, arrays)), leaves(old), strict=True))
     with pytest.raises(ValueError, match=r"missing.*layers.1.mixer.sums"):
         fill(fresh, {name: part for name, part in arrays.items() if name != "layers.1.mixer.sums"})
     with pytest.raises(ValueError, match=r"layers.0.conv must be .*got \(1, 2, 15\)"):

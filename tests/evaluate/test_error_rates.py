@@ -5,12 +5,12 @@ from itertools import count
 
 import pytest
 from talkative import LetterTokenizer, sound, talkative_model
+from textbook import transcribe_masked
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.data.manifests import Utterance
 from sumix_stream.evaluate import error_rates as evaluate
 from sumix_stream.evaluate.error_rates import Latency, masked_wer, streaming_wer
-from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 CONTEXT = ChunkContext(8, 2)
@@ -21,7 +21,7 @@ def utterances(*seconds: float) -> list[Utterance]:
     made = []
     for n, duration in enumerate(seconds):
         samples = sound(duration, seed=n)
-        text = transcribe_batch(talkative_model(), LetterTokenizer(), [samples], CONTEXT)[0].text
+        text = transcribe_masked(talkative_model(), LetterTokenizer(), [samples], CONTEXT)[0].text
         made.append(Utterance(f"u{n}", samples, f"{text} extra".strip(), duration))
     return made
 

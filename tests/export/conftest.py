@@ -1,38 +1,23 @@
-"""Bundles of small talkative models, each made once, and what the streaming recogniser says of the same audio."""
+"""What the streaming recogniser says of the same audio."""
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from talkative import LetterTokenizer, sound, talkative_model
+from torch import Tensor
 
 from sumix_stream.context import ChunkContext
-from sumix_stream.export.export import FORMATS
 from sumix_stream.export.parity import Search
-from sumix_stream.search.base import GreedySearch
+from sumix_stream.runtime.registry import make_runtime
 from sumix_stream.search.greedy import greedy_decode
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.streaming.stream import StreamingRecognizer
+from sumix_stream.tasks.transducer.model import Transducer
 
 SHERPA_MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx; ours are asked for as many
 
-BundleMaker = Callable[[str, str, ChunkContext], Path]
 Expected = Callable[[str, ChunkContext, np.ndarray], list[str]]
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
-    """Folder of (format, mixer, context)."""
-
-    @cache
-    def make(form: str, mixer: str, context: ChunkContext) -> Path:
-        folder = tmp_path_factory.mktemp("bundle")
-        FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +26,7 @@ def expected() -> Expected:
 
     def recognise(mixer: str, context: ChunkContext, samples: np.ndarray) -> list[str]:
         model, tokenizer = talkative_model(mixer), LetterTokenizer()
-        search = GreedySearch(model, SearchOptions(max_symbols=SHERPA_MAX_SYMBOLS))
+        search = SearchOptions(max_symbols=SHERPA_MAX_SYMBOLS)
         stream = StreamingRecognizer(model, tokenizer, context, search=search).create_stream()
         stream.feed(16_000, samples)
         # sherpa-onnx shows the mark of a word's beginning as a space.
@@ -52,7 +37,11 @@ def expected() -> Expected:
 
 @pytest.fixture(scope="session")
 def search() -> Search:
-    return lambda *batch: [emitted.tokens for emitted in greedy_decode(*batch)[0]]
+    def find(model: Transducer, frames: Tensor, lengths: Tensor) -> list[list[int]]:
+        runtime = make_runtime(model, ChunkContext.full())
+        return [emitted.tokens for emitted in greedy_decode(runtime, frames, lengths.numpy())[0]]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from talkative import LetterTokenizer, sound, talkative_model
 import sumix_stream as sx
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.bundle import BundleError, is_bundle
-from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
@@ -79,7 +78,7 @@ def test_streams_of_any_age_give_the_checkpoint_s_tokens(form, context, options,
         talkative_model(),
         LetterTokenizer(),
         context,
-        search=make_search(talkative_model(), options),
+        search=options,
         endpointing=rules,
     )
     streaming = exported.streaming(search=options, endpointing=rules)
@@ -126,7 +125,7 @@ def test_a_failing_search_moves_nobody(bundle, monkeypatch):
     stream = streaming.create_stream()
     streaming.accept_waveform(stream, RATE, samples)
     streaming.decode([stream])
-    before = streaming.encoder.save(stream.encoder)
+    before = streaming.runtime.save(stream.encoder)
     with monkeypatch.context() as patch:
 
         def fail(*_: object) -> None:
@@ -135,8 +134,8 @@ def test_a_failing_search_moves_nobody(bundle, monkeypatch):
         patch.setattr(streaming.search, "advance", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             streaming.decode([stream])
-    after = streaming.encoder.save(stream.encoder)
-    assert all(torch.equal(part, after[name]) for name, part in before.items())
+    after = streaming.runtime.save(stream.encoder)
+    assert all(np.array_equal(part, after[name]) for name, part in before.items())
     undisturbed = streaming.create_stream()
     undisturbed.feed(RATE, samples)
     assert stream.finish() == undisturbed.finish()
@@ -181,8 +180,8 @@ def test_the_context_is_the_bundle_s_and_another_is_refused(bundle):
         with pytest.raises(ValueError, match=r"exported for chunks of 8 frames, left 2 chunks, got .*leave chunk"):
             exported.context(*given)
     with pytest.raises(ValueError, match="exported for chunks of 8 frames"):
-        StreamingRecognizer(exported.model, exported.tokenizer, ChunkContext(16, 2))
-    with pytest.raises(ValueError, match="has no encoder of PyTorch"):
+        StreamingRecognizer(exported.source, exported.tokenizer, ChunkContext(16, 2))
+    with pytest.raises(ValueError, match="has no model of PyTorch"):
         _ = exported.encoder
 
 

@@ -1,16 +1,18 @@
 """Modified beam search against the lattice it searches, against greedy search, and against itself in other batches."""
 
+from functools import cache
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 import torch
 from conftest import needs_numba
-from talkative import VOCAB_SIZE, talkative_model
+from talkative import VOCAB_SIZE, runtime_of
 from torch import Tensor
 
 from sumix_kernels.rnnt import naive
 from sumix_stream.config import EncoderConfig, ModelConfig, PredictorConfig
-from sumix_stream.runtime.packed import pack
+from sumix_stream.runtime.base import Runtime
 from sumix_stream.search import history
 from sumix_stream.search.beam import BeamState, NBest, beam_decode
 from sumix_stream.search.greedy import greedy_decode
@@ -19,19 +21,20 @@ from sumix_stream.search.options import SearchOptions
 from sumix_stream.tasks.build import build_model
 from sumix_stream.tasks.transducer.model import Transducer
 
-WAYS = ["batched", pytest.param("compiled", marks=needs_numba)]  # of all streams at a time, or one by one
+KINDS = ["torch", pytest.param("compiled", marks=needs_numba)]  # of all streams at a time, or one by one
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def model(request) -> Transducer:
-    return pack(talkative_model()) if request.param == "compiled" else talkative_model()
+@pytest.fixture(scope="module", params=KINDS)
+def model(request) -> Runtime:
+    return runtime_of(kind=request.param)
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def tiny(request) -> Transducer:
-    return pack(make_tiny()) if request.param == "compiled" else make_tiny()
+@pytest.fixture(scope="module", params=KINDS)
+def tiny(request) -> Runtime:
+    return runtime_of(make_tiny(), request.param)
 
 
+@cache
 @torch.inference_mode(False)
 def make_tiny() -> Transducer:
     """Three tokens and blank, with probabilities far from even."""
@@ -50,9 +53,9 @@ def make_tiny() -> Transducer:
     return model
 
 
-def frames(*lengths: int, dim: int = 32) -> tuple[Tensor, Tensor]:
+def frames(*lengths: int, dim: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Encoder frames like LayerNormed ones; what is past a length is not zero, so that looking at it shows."""
-    return torch.randn(len(lengths), max(lengths), dim), torch.tensor(lengths)
+    return torch.randn(len(lengths), max(lengths), dim).numpy(), np.array(lengths)
 
 
 def beam(size: int = 4, **options: object) -> SearchOptions:
@@ -72,21 +75,22 @@ def same(actual: NBest, expected: NBest) -> None:
 @pytest.mark.parametrize("options", [{}, {"blank_penalty": 2.0, "temperature": 1.5}], ids=str)
 def test_compiled_searches_find_the_same(monkeypatch, size, options):
     """Piece after piece, the whole of the state too; streams of several lengths, none among them."""
-    model, wanted = pack(talkative_model()), beam(size, **options)
-    states = [None, None]
+    model, wanted = runtime_of(kind="compiled"), beam(size, **options)
+    states, arrays = [None, None], model.beam_arrays
+    monkeypatch.setattr(type(model), "beam_arrays", None)
     for _ in range(3):
         enc, lengths = frames(17, 0, 5, 24)
         found = []
-        for way, can in enumerate((True, False)):
-            monkeypatch.setattr("sumix_stream.search.beam.can_compile", lambda model, can=can: can)
+        for way, given in enumerate((arrays, None)):
+            monkeypatch.setattr(type(model), "beam_arrays", given)
             nbest, states[way] = beam_decode(model, enc, lengths, states[way], wanted)
             found.append(nbest)
         for actual, expected in zip(*found, strict=True):
             same(actual, expected)
         mine, theirs = (state.beams for state in states)
         for name in ("hashes", "parents", "last"):
-            alive = theirs.scores > -torch.inf
-            assert torch.equal(getattr(mine, name)[alive], getattr(theirs, name)[alive]), name
+            alive = theirs.scores > -np.inf
+            assert np.array_equal(getattr(mine, name)[alive], getattr(theirs, name)[alive]), name
         assert any(scored.tokens for nbest in found[0] for scored in nbest)
 
 
@@ -112,7 +116,7 @@ def test_wide_beam_finds_every_sequence_with_the_lattices_score(tiny, options):
     enc, lengths = frames(4, dim=8)
     options = beam(400, **options)
     (found,), _ = beam_decode(tiny, enc, lengths, options=options)
-    expected = lattice_scores(tiny, enc[0], options)
+    expected = lattice_scores(make_tiny(), torch.from_numpy(enc[0]), options)
     assert len(expected) == 1 + 3 + 9 + 27 + 81
     assert {tuple(x.tokens): x.score for x in found} == pytest.approx(expected, abs=1e-4)
     assert sum(torch.tensor([x.score for x in found]).exp()) == pytest.approx(1.0, abs=1e-4)
@@ -128,8 +132,9 @@ def test_times_and_confidences_are_the_likelier_alignments(tiny):
         for result in (x for x in found if len(x.tokens) == 1):
             (token,) = result.tokens
             with torch.inference_mode():
-                pred = tiny.predictor(torch.tensor([[token]]))
-                p = tiny.joiner(enc[0, :, None], pred).softmax(-1)  # (T, U+1, V)
+                module = make_tiny()
+                pred = module.predictor(torch.tensor([[token]]))
+                p = module.joiner(torch.from_numpy(enc)[0, :, None], pred).softmax(-1)  # (T, U+1, V)
             ways = torch.stack([p[0, 0, token] * p[1, 1, 0], p[0, 0, 0] * p[1, 0, token]])
             assert result.frames == [int(ways.argmax())]
             assert result.confidence == pytest.approx([p[result.frames[0], 0, token].item()], abs=1e-5)
@@ -146,7 +151,7 @@ def test_alignments_of_a_sequence_are_added(tiny):
         options = beam(8, temperature=4.0)
         (found,), _ = beam_decode(tiny, enc, lengths, options=options)
         (alone,), _ = beam_decode(tiny, enc, lengths, options=beam(1, temperature=4.0))
-        expected = lattice_scores(tiny, enc[0], options)
+        expected = lattice_scores(make_tiny(), torch.from_numpy(enc[0]), options)
         assert tuple(found[0].tokens) == max(expected, key=expected.get)
         differs += found[0].tokens != alone[0].tokens
     assert differs
@@ -208,8 +213,8 @@ def test_in_pieces_equals_whole(model, monkeypatch, pieces, settle):
     expected, _ = beam_decode(model, enc, lengths, options=beam())
     monkeypatch.setattr(history, "_SETTLE", settle)
     state = None
-    for piece in enc.split(pieces, dim=1):
-        found, state = beam_decode(model, piece, torch.full((3,), piece.shape[1]), state, beam())
+    for piece in np.split(enc, np.cumsum(pieces)[:-1], axis=1):
+        found, state = beam_decode(model, piece, np.full(3, piece.shape[1]), state, beam())
     for actual, reference in zip(found, expected, strict=True):
         same(actual, reference)
     assert state.num_frames.tolist() == [36, 36, 36]
@@ -218,19 +223,19 @@ def test_in_pieces_equals_whole(model, monkeypatch, pieces, settle):
 def test_what_all_hypotheses_share_leaves_the_tensors(model, monkeypatch):
     """So that a chunk of a long stream takes no longer than its first; an older state can still be gone on from."""
     monkeypatch.setattr(history, "_SETTLE", 8)
-    enc, length = torch.randn(1, 400, 32), torch.tensor([20])
+    enc, length = frames(400)[0], np.array([20])
     states, options = [BeamState.init(model, 1, beam())], beam()
-    for piece in enc.split(20, dim=1):
+    for piece in np.split(enc, 20, axis=1):
         found, state = beam_decode(model, piece, length, states[-1], options)
         states.append(state)
-    (expected,), _ = beam_decode(model, enc, torch.tensor([400]), options=options)
+    (expected,), _ = beam_decode(model, enc, np.array([400]), options=options)
     same(found[0], expected)
     assert state.history.settled[0].count > 100
     assert state.history.tokens.shape[2] < 40
-    other = torch.randn(1, 20, 32)
+    other, _ = frames(20)
     (branch,), _ = beam_decode(model, other, length, states[10], options)
     (expected_branch,), _ = beam_decode(
-        model, torch.cat([enc[:, :200], other], 1), torch.tensor([220]), options=options
+        model, np.concatenate([enc[:, :200], other], 1), np.array([220]), options=options
     )
     same(branch, expected_branch)
     again, _ = beam_decode(model, enc[:, -20:], length, states[-2], options)
@@ -240,19 +245,19 @@ def test_what_all_hypotheses_share_leaves_the_tensors(model, monkeypatch):
 @pytest.mark.parametrize("settle", [1, 64])
 def test_streams_join_and_leave(model, monkeypatch, settle):
     enc, _ = frames(24, 24)
-    expected, _ = beam_decode(model, enc, torch.tensor([24, 24]), options=beam())
+    expected, _ = beam_decode(model, enc, np.array([24, 24]), options=beam())
     monkeypatch.setattr(history, "_SETTLE", settle)
-    _, early = beam_decode(model, enc[:1, :8], torch.tensor([8]), options=beam())
+    _, early = beam_decode(model, enc[:1, :8], np.array([8]), options=beam())
     both = BeamState.stack([early, BeamState.init(model, 1, beam())])
-    mixed = torch.stack([enc[0, 8:24], enc[1, :16]])
-    first, both = beam_decode(model, mixed, torch.tensor([16, 16]), both, beam())
-    second, _ = beam_decode(model, enc[1:, 16:], torch.tensor([8]), both.unstack()[1], beam())
+    mixed = np.stack([enc[0, 8:24], enc[1, :16]])
+    first, both = beam_decode(model, mixed, np.array([16, 16]), both, beam())
+    second, _ = beam_decode(model, enc[1:, 16:], np.array([8]), both.unstack()[1], beam())
     same(first[0], expected[0])
     same(second[0], expected[1])
 
 
 def test_no_frames(model):
-    (found,), state = beam_decode(model, torch.zeros(1, 0, 32), torch.tensor([0]), options=beam())
+    (found,), state = beam_decode(model, np.zeros((1, 0, 32), np.float32), np.array([0]), options=beam())
     assert [(x.tokens, x.score) for x in found] == [([], 0.0)]
     enc, lengths = frames(12)
     expected, _ = beam_decode(model, enc, lengths, options=beam())
@@ -270,7 +275,7 @@ def test_scores_stay_exact_in_long_streams(model):
     """An hour's log-probability is tens of thousands of nats, of which fp32 would keep two decimals."""
     enc, lengths = frames(16)
     fresh, _ = beam_decode(model, enc, lengths, options=beam())
-    _, state = beam_decode(model, torch.randn(1, 4, 32), torch.tensor([4]), options=beam())
+    _, state = beam_decode(model, frames(4)[0], np.array([4]), options=beam())
     before, _ = beam_decode(model, enc, lengths, state, beam())
     far = state._replace(best=state.best - 1e7)
     after, _ = beam_decode(model, enc, lengths, far, beam())

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
+from talkative import VOCAB_SIZE, LetterTokenizer, runtime_of, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
+from sumix_stream.evaluate.exactness import encode_masked
 from sumix_stream.search import history
 from sumix_stream.search.base import GreedySearch
+from sumix_stream.search.beam import beam_decode
 from sumix_stream.search.beam_search import BeamSearch, make_search
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.streaming.endpointing import Endpointing
-from sumix_stream.streaming.offline import transcribe_batch, transcribe_nbest
+from sumix_stream.streaming.offline import Alternative, to_hypothesis, transcribe_batch
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 CONTEXT = ChunkContext(8, 4)
@@ -21,9 +23,7 @@ OPTIONS = SearchOptions(method="modified_beam", nbest=3)
 
 
 def make(options: SearchOptions = OPTIONS, endpointing: Endpointing | None = None) -> StreamingRecognizer:
-    model = talkative_model()
-    search = make_search(model, options)
-    return StreamingRecognizer(model, LetterTokenizer(), CONTEXT, search=search, endpointing=endpointing)
+    return StreamingRecognizer(talkative_model(), LetterTokenizer(), CONTEXT, search=options, endpointing=endpointing)
 
 
 def run(recognizer: StreamingRecognizer, stream) -> None:
@@ -32,9 +32,12 @@ def run(recognizer: StreamingRecognizer, stream) -> None:
 
 
 def test_streams_of_any_age_and_packets_equal_the_masked_whole():
-    model, tokenizer = talkative_model(), LetterTokenizer()
+    runtime, tokenizer = runtime_of(), LetterTokenizer()
     sounds = [sound(seconds, seed=n) for n, seconds in enumerate((2.3, 0.3, 1.7, 3.1))]
-    expected = transcribe_nbest(model, tokenizer, sounds, CONTEXT, OPTIONS)
+    expected = [
+        [Alternative(to_hypothesis(runtime.timebase, tokenizer, x), x.score) for x in nbest]
+        for nbest in beam_decode(runtime, *encode_masked(talkative_model(), sounds, CONTEXT), options=OPTIONS)[0]
+    ]
     recognizer = make()
     streams = [recognizer.create_stream() for _ in sounds]
     rng = np.random.default_rng(0)
@@ -59,9 +62,11 @@ def test_streams_of_any_age_and_packets_equal_the_masked_whole():
         assert (result.text, result.timestamps) == (best.text, best.timestamps)
         assert result.confidence == pytest.approx(best.confidence, abs=1e-4)
     assert sum(len(a[0].hypothesis.tokens) for a in expected) > 40
-    greedy = transcribe_batch(model, tokenizer, sounds, CONTEXT)
+    greedy = transcribe_batch(runtime_of(context=CONTEXT), tokenizer, sounds)
     assert [h.tokens for h in greedy] != [a[0].hypothesis.tokens for a in expected]
-    assert transcribe_batch(model, tokenizer, sounds, CONTEXT, OPTIONS) == [a[0].hypothesis for a in expected]
+    assert [h.tokens for h in transcribe_batch(runtime_of(context=CONTEXT), tokenizer, sounds, OPTIONS)] == [
+        a[0].hypothesis.tokens for a in expected
+    ]
 
 
 @pytest.mark.parametrize("own", [None, Hotwords((((5, 9), 4.0), ((2,), 0.5)), VOCAB_SIZE)], ids=["plain", "hotwords"])
@@ -92,9 +97,8 @@ def test_a_snapshot_of_another_search_is_refused():
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_a_cut_commits_to_the_best_and_counts_on(forget):
-    model = talkative_model()
-    search, enc = BeamSearch(model, OPTIONS), torch.randn(1, 40, 32)
-    length = torch.tensor([20])
+    search, enc = BeamSearch(runtime_of(), OPTIONS), torch.randn(1, 40, 32).numpy()
+    length = np.array([20])
     stream = search.begin()
     search.advance(enc[:, :20], length, [0], [stream])
     first = search.emissions(stream)
@@ -131,7 +135,7 @@ def test_segments_follow_each_other_in_a_recogniser():
 
 
 def test_make_search():
-    model = talkative_model()
+    model = runtime_of()
     assert isinstance(make_search(model, SearchOptions()), GreedySearch)
     with pytest.raises(ValueError, match="method must be modified_beam"):
         BeamSearch(model, SearchOptions())

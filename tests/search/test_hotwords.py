@@ -3,9 +3,10 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from talkative import VOCAB_SIZE, talkative_model
+from talkative import VOCAB_SIZE, runtime_of
 
 from sumix_stream.search.backoff import BackoffAutomaton
 from sumix_stream.search.beam import BeamState, NBest, beam_decode
@@ -45,10 +46,10 @@ def test_every_path_earns_its_occurrences_and_no_more():
     draw = random.Random(0)
     for _ in range(200):
         tokens = tuple(draw.choice((1, 2, 2, 3, 4, 5)) for _ in range(12))
-        state, total = torch.tensor([0]), 0.0
+        state, total = np.array([0]), 0.0
         for n, token in enumerate(tokens, 1):
             total += matcher.rows(state)[0, token].item()
-            state = matcher.next(state, torch.tensor([token]))
+            state = matcher.next(state, np.array([token]))
             earned, approval = expected(tokens[:n])
             assert -matcher.to_root(state).item() == pytest.approx(approval, abs=1e-5)
             assert total == pytest.approx(earned + approval, abs=1e-4)
@@ -59,20 +60,20 @@ def test_automata_side_by_side_are_what_they_were():
     joined, first = BackoffAutomaton.join(parts)
     assert first == [0, len(parts[0].fallback), len(parts[0].fallback) + 1]
     for part, offset in zip(parts, first, strict=True):
-        states = torch.arange(len(part.fallback))
-        assert torch.equal(joined.rows(states + offset), part.rows(states))
-        assert torch.equal(joined.to_root(states + offset), part.to_root(states))
+        states = np.arange(len(part.fallback))
+        assert np.array_equal(joined.rows(states + offset), part.rows(states))
+        assert np.array_equal(joined.to_root(states + offset), part.to_root(states))
         for token in range(6):
-            tokens = torch.full_like(states, token)
-            assert torch.equal(joined.next(states + offset, tokens), part.next(states, tokens) + offset)
+            tokens = np.full_like(states, token)
+            assert np.array_equal(joined.next(states + offset, tokens), part.next(states, tokens) + offset)
 
 
 def search(hotwords: Hotwords | None = None, of_streams: list | None = None, beam: int = 4) -> list[NBest]:
     torch.manual_seed(0)
-    enc, lengths = torch.randn(3, 24, 32), torch.tensor([24, 24, 17])
+    enc, lengths = torch.randn(3, 24, 32).numpy(), np.array([24, 24, 17])
     options = SearchOptions(method="modified_beam", beam=beam, nbest=beam, hotwords=hotwords)
-    state = BeamState.init(talkative_model(), 3, options, of_streams)
-    return beam_decode(talkative_model(), enc, lengths, state, options)[0]
+    state = BeamState.init(runtime_of(), 3, options, of_streams)
+    return beam_decode(runtime_of(), enc, lengths, state, options)[0]
 
 
 def test_a_likely_alternative_wins_with_a_boost_and_scores_it():

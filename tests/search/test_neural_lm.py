@@ -2,15 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from talkative import VOCAB_SIZE, talkative_model
+from talkative import VOCAB_SIZE, runtime_of
 
 from sumix_stream.config import PredictorConfig
 from sumix_stream.search.beam import beam_decode
-from sumix_stream.search.neural_lm import LstmLm, fit
+from sumix_stream.search.neural_lm import NeuralLm
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.tasks.checkpoint import CheckpointError
+from sumix_stream.tasks.language_model import LstmLm, fit
 
 CONFIG = PredictorConfig(embed_dim=12, hidden_dim=16, num_layers=2, dropout=0.0)
 
@@ -20,16 +22,21 @@ def lm() -> LstmLm:
     return LstmLm(CONFIG, VOCAB_SIZE)
 
 
-@torch.inference_mode()
-def score(lm: LstmLm, sequence: list[int]) -> float:
+def fused(lm: LstmLm) -> NeuralLm:
+    """As a search has it."""
+    arrays = {name: tensor.numpy().copy() for name, tensor in lm.state_dict().items()}
+    return NeuralLm(lm.config, lm.vocab_size, arrays)
+
+
+def score(lm: NeuralLm, sequence: list[int]) -> float:
     """Log-probability of a sequence, step by step."""
-    state, total = lm.start(1, torch.device("cpu")), 0.0
+    state, total = lm.start(1), 0.0
     for token in sequence:
         log_probs = lm.log_probs(state)
-        assert log_probs[0, 0] == -torch.inf
-        assert log_probs.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
-        total += log_probs[0, token].item()
-        state = lm.advance(torch.tensor([token]), state)
+        assert log_probs[0, 0] == -np.inf
+        assert np.exp(log_probs).sum() == pytest.approx(1.0, abs=1e-5)
+        total += float(log_probs[0, token])
+        state = lm.advance(np.array([token]), state)
     return total
 
 
@@ -38,7 +45,7 @@ def test_steps_equal_the_whole(lm):
     tokens = torch.tensor([[3, 1, 7, 7], [5, 2, 0, 0]])
     with torch.inference_mode():
         loss = lm(tokens, torch.tensor([4, 2])).item()
-    assert -sum(score(lm, sequence) for sequence in sequences) / 6 == pytest.approx(loss, abs=1e-5)
+    assert -sum(score(fused(lm), sequence) for sequence in sequences) / 6 == pytest.approx(loss, abs=1e-5)
 
 
 def test_it_learns(lm):
@@ -47,36 +54,36 @@ def test_it_learns(lm):
     assert losses[0] > 2.0
     assert losses[-1] < 0.4
     assert not lm.training
-    assert score(lm, [1, 2, 3, 4, 5]) > score(lm, [1, 3, 2, 5, 4]) + 5
+    assert score(fused(lm), [1, 2, 3, 4, 5]) > score(fused(lm), [1, 3, 2, 5, 4]) + 5
     with pytest.raises(ValueError, match="no token to learn from"):
         fit(lm, [[]])
 
 
 def test_saved_and_loaded(lm, tmp_path):
     lm.save(tmp_path / "lm")
-    loaded = LstmLm.load(tmp_path / "lm")
+    loaded = NeuralLm.load(tmp_path / "lm")
     assert loaded.config == CONFIG
-    assert loaded.fingerprint == lm.fingerprint != LstmLm(CONFIG, VOCAB_SIZE, seed=1).fingerprint
-    assert score(loaded, [4, 4, 2]) == score(lm, [4, 4, 2])
+    assert loaded.fingerprint == fused(lm).fingerprint != fused(LstmLm(CONFIG, VOCAB_SIZE, seed=1)).fingerprint
+    assert score(loaded, [4, 4, 2]) == score(fused(lm), [4, 4, 2])
     weights = tmp_path / "lm" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        LstmLm.load(tmp_path / "lm")
+        NeuralLm.load(tmp_path / "lm")
     with pytest.raises(CheckpointError, match="is missing"):
-        LstmLm.load(tmp_path)
+        NeuralLm.load(tmp_path)
 
 
 def test_fusion_prefers_what_the_model_knows(lm):
     torch.manual_seed(0)
-    model, enc, lengths = talkative_model(), torch.randn(1, 24, 32), torch.tensor([24])
+    model, enc, lengths = runtime_of(), torch.randn(1, 24, 32).numpy(), np.array([24])
 
     def search(**options):
         return beam_decode(model, enc, lengths, options=SearchOptions(method="modified_beam", nbest=4, **options))[0][0]
 
     plain = search()
-    assert search(lm=lm, lm_scale=0.0) == plain
+    assert search(lm=fused(lm), lm_scale=0.0) == plain
     other = plain[1].tokens
     fit(lm, [other] * 8, epochs=200, learning_rate=0.02)
-    assert math.exp(score(lm, other) / len(other)) > 0.5
-    fused = search(lm=lm, lm_scale=1.0)
-    assert fused[0].tokens == other != plain[0].tokens
+    assert math.exp(score(fused(lm), other) / len(other)) > 0.5
+    found = search(lm=fused(lm), lm_scale=1.0)
+    assert found[0].tokens == other != plain[0].tokens

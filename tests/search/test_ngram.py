@@ -4,9 +4,9 @@ import gzip
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from talkative import VOCAB_SIZE, talkative_model
+from talkative import VOCAB_SIZE, runtime_of
 
 from sumix_stream.search.backoff import BackoffAutomaton
 from sumix_stream.search.beam import beam_decode
@@ -83,12 +83,12 @@ def test_scores_are_kenlms(path, suffix):
     lm = NgramLm.load(path, Pieces())
     assert lm.order == 3
     sentences = [Pieces().encode(text) for text in KENLM]
-    state = lm.start(len(sentences), torch.device("cpu"))
+    state = lm.start(len(sentences))
     scores = [[] for _ in sentences]
     for position in range(6):  # all sentences together, each as long as it is
         log_probs = lm.log_probs(state)
         assert log_probs.shape == (len(sentences), Pieces.vocab_size)
-        tokens = torch.tensor([(sentence + [2] * 6)[position] for sentence in sentences])
+        tokens = np.array([(sentence + [2] * 6)[position] for sentence in sentences])
         for row, (sentence, token) in enumerate(zip(sentences, tokens.tolist(), strict=True)):
             if position < len(sentence):
                 scores[row].append(log_probs[row, token].item() / math.log(10))
@@ -101,7 +101,7 @@ def test_without_unk_what_is_not_in_the_file_is_never_said(path):
     text = ARPA.replace("-1.6\t<unk>\t-0.05\n", "").replace("-0.7\t<unk> b\t-0.12\n", "")
     path.write_text(text.replace("ngram 1=7", "ngram 1=6").replace("ngram 2=7", "ngram 2=6"))
     lm = NgramLm.load(path, Pieces())
-    scores = lm.log_probs(lm.start(1, torch.device("cpu")))[0] / math.log(10)
+    scores = lm.log_probs(lm.start(1))[0] / math.log(10)
     assert scores[6].item() == pytest.approx(-100.7, abs=1e-3)
     assert scores[2].item() == pytest.approx(-0.4, abs=1e-5)
 
@@ -155,10 +155,10 @@ def test_files_as_other_toolkits_write_them_score_the_same(path, caplog, old, ne
 def score_of(path, text: str) -> list[float]:
     """log10 scores of the words of a sentence."""
     lm = NgramLm.load(path, Pieces())
-    state, scores = lm.start(1, torch.device("cpu")), []
+    state, scores = lm.start(1), []
     for token in Pieces().encode(text):
         scores.append(float(lm.log_probs(state)[0, token]) / math.log(10))
-        state = lm.advance(torch.tensor([token]), state)
+        state = lm.advance(np.array([token]), state)
     return scores
 
 
@@ -218,10 +218,10 @@ def pair_lm(log_probs: dict[tuple[int, int], float]) -> NgramLm:
 
 
 def search(**options):
-    torch.manual_seed(0)
-    enc, lengths = torch.randn(2, 24, 32), torch.tensor([24, 17])
+    enc = np.random.default_rng(0).standard_normal((2, 24, 32)).astype(np.float32)
+    lengths = np.array([24, 17])
     options = SearchOptions(**{"method": "modified_beam", "beam": 4, "nbest": 4, **options})
-    return beam_decode(talkative_model(), enc, lengths, options=options)[0]
+    return beam_decode(runtime_of(), enc, lengths, options=options)[0]
 
 
 def test_scale_zero_and_an_even_model_change_nothing():
@@ -252,14 +252,13 @@ def test_score_is_the_sum_of_both():
 
 
 def test_pieces_equal_whole_with_fusion():
-    torch.manual_seed(1)
-    model, enc = talkative_model(), torch.randn(2, 24, 32)
+    model, enc = runtime_of(), np.random.default_rng(1).standard_normal((2, 24, 32)).astype(np.float32)
     lm = pair_lm({(a, b): -((a * b) % 5) / 2 for a in range(1, VOCAB_SIZE) for b in range(1, VOCAB_SIZE)})
     options = SearchOptions(method="modified_beam", nbest=4, lm=lm)
-    expected, _ = beam_decode(model, enc, torch.tensor([24, 24]), options=options)
+    expected, _ = beam_decode(model, enc, np.array([24, 24]), options=options)
     state = None
-    for piece in enc.split(5, dim=1):
-        found, state = beam_decode(model, piece, torch.full((2,), piece.shape[1]), state, options)
+    for piece in np.split(enc, range(5, 24, 5), axis=1):
+        found, state = beam_decode(model, piece, np.full(2, piece.shape[1]), state, options)
     for nbest, reference in zip(found, expected, strict=True):
         assert [x.tokens for x in nbest] == [x.tokens for x in reference]
         assert [x.score for x in nbest] == pytest.approx([x.score for x in reference], abs=1e-4)

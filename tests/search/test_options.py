@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from talkative import talkative_model
+from talkative import runtime_of, talkative_model
 
 from sumix_stream.search.greedy import greedy_decode
 from sumix_stream.search.hotwords import Hotwords
@@ -35,10 +36,10 @@ def test_bad_options_are_named(options, message):
 
 def test_greedy_blank_penalty_and_temperature():
     model = talkative_model()
-    enc, lengths = torch.randn(2, 40, 32), torch.tensor([40, 25])
+    enc, lengths = torch.randn(2, 40, 32).numpy(), np.array([40, 25])
 
     def decode(**options):
-        return greedy_decode(model, enc, lengths, options=SearchOptions(**options))[0]
+        return greedy_decode(runtime_of(model), enc, lengths, options=SearchOptions(**options))[0]
 
     plain = decode()
     counts = [sum(len(x.tokens) for x in decode(blank_penalty=p)) for p in (-4.0, 0.0, 4.0)]

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from serving import make_recognizer
 
+from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve.worker_factory import WorkerFactory
 
 MAKER = 0  # the process that made the recogniser
@@ -30,7 +30,7 @@ def live(pipe, recognizer) -> None:
             "maker": MAKER,
             "parent": os.getppid(),
             "pid": os.getpid(),
-            "threads": torch.get_num_threads(),
+            "threads": get_num_threads(),
             "prepared": os.environ.get("PREPARED"),
         }
         pipe.send(about | {"fresh": not stream.is_ready})

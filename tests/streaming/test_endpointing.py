@@ -5,8 +5,6 @@ import pytest
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
-from sumix_stream.runtime.packed import pack
-from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming import open_words
 from sumix_stream.streaming.endpointing import Endpointing, EndpointRule
@@ -16,11 +14,10 @@ RATE = 16_000
 
 
 def recognizer(
-    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, packed: bool = False, search=GREEDY
+    endpointing: Endpointing | None, chunk: int = 4, seed: int = 0, runtime: str = "torch", search=GREEDY
 ) -> StreamingRecognizer:
-    model = pack(talkative_model(seed=seed)) if packed else talkative_model(seed=seed)
-    options = {"search": make_search(model, search), "endpointing": endpointing}
-    return StreamingRecognizer(model, LetterTokenizer(), ChunkContext(chunk, 4), **options)
+    given = talkative_model(seed=seed), LetterTokenizer(), ChunkContext(chunk, 4)
+    return StreamingRecognizer(*given, search=search, endpointing=endpointing, runtime=runtime)
 
 
 def segments(recognizer: StreamingRecognizer, samples: np.ndarray, packet: int) -> list:
@@ -207,8 +204,8 @@ def test_what_goes_on_for_too_long_is_no_word():
 @pytest.mark.slow
 def test_an_hour_in_one_stream():
     """State and queue stay small, times count on, and the tokens are those of a stream without endpoints."""
-    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16, packed=True)
-    plain = recognizer(None, chunk=16, packed=True)  # as served: compiled kernels where Numba is
+    cutting = recognizer(Endpointing.sherpa(rule1=0.3, rule2=0.2, rule3=5.0), chunk=16, runtime="compiled")
+    plain = recognizer(None, chunk=16, runtime="compiled")  # as served: compiled kernels where Numba is
     minutes, minute = 60, [sound(60.0, seed=seed) for seed in range(3)]
     stream, other = cutting.create_stream(), plain.create_stream()
     found, sizes = [], set()
@@ -221,7 +218,7 @@ def test_an_hour_in_one_stream():
                 cutting.reset(stream)
         while plain.decode([other]):
             pass
-        sizes.add(cutting.encoder.nbytes(stream.encoder))
+        sizes.add(cutting.runtime.nbytes(stream.encoder))
         assert stream.features.num_frames < cutting.window
     found.append(stream.finish())
     whole = other.finish()

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from talkative import LetterTokenizer, sound, talkative_model
+from textbook import transcribe_masked
 
 from sumix_stream.context import ChunkContext
-from sumix_stream.runtime.stream_encoders import as_context
+from sumix_stream.runtime.registry import as_context
 from sumix_stream.search.base import GreedySearch
 from sumix_stream.search.greedy import Emissions
-from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.tasks.build import build_model
 
@@ -88,7 +88,7 @@ def test_bad_samples_are_refused_and_the_stream_goes_on(sample_rate, samples, me
     with pytest.raises(ValueError, match=message):
         stream.feed(sample_rate, samples)
     stream.feed(RATE, good[9000:])
-    expected = transcribe_batch(talkative_model(), LetterTokenizer(), [good], stream.context)[0]
+    expected = transcribe_masked(talkative_model(), LetterTokenizer(), [good], stream.context)[0]
     assert stream.finish().tokens == expected.tokens
 
 
@@ -135,7 +135,7 @@ def test_streams_of_different_contexts_do_not_share_a_step_and_lose_nothing():
     with pytest.raises(ValueError, match="share one recogniser"):
         recognizer(8, 4).decode(streams)
     for stream in streams:
-        expected = transcribe_batch(model, LetterTokenizer(), [samples], stream.context)[0]
+        expected = transcribe_masked(model, LetterTokenizer(), [samples], stream.context)[0]
         assert stream.finish().tokens == expected.tokens
 
 
@@ -154,7 +154,7 @@ def test_a_model_made_in_inference_mode_streams_outside_it():
         model = build_model("tiny", vocab_size=LetterTokenizer.vocab_size)
     stream = StreamingRecognizer(model, LetterTokenizer(), ChunkContext(8, 2)).create_stream()
     stream.feed(RATE, sound(1.0))
-    assert stream.finish() == transcribe_batch(model, LetterTokenizer(), [sound(1.0)], stream.context)[0]
+    assert stream.finish() == transcribe_masked(model, LetterTokenizer(), [sound(1.0)], stream.context)[0]
 
 
 def test_feed_tells_of_changed_tokens_too():
@@ -168,8 +168,9 @@ def test_feed_tells_of_changed_tokens_too():
             tokens = next(self.said)
             streams[0].found = Emissions(tokens, list(range(len(tokens))), [0.5] * len(tokens))
 
-    model = talkative_model()
-    stream = StreamingRecognizer(model, LetterTokenizer(), ChunkContext(8, 2), search=Fickle(model)).create_stream()
+    recognizer = StreamingRecognizer(talkative_model(), LetterTokenizer(), ChunkContext(8, 2))
+    recognizer.search = Fickle(recognizer.runtime)
+    stream = recognizer.create_stream()
     told = [stream.feed(RATE, packet) for packet in np.split(sound(4 * 0.32, seed=5), 4)]
     told.append(stream.finish())
     assert [hypothesis.tokens for hypothesis in told if hypothesis is not None] == [[3], [4], [4, 5]]
