@@ -56,7 +56,7 @@ def why_not_compiled() -> str | None:
     """
     if platform.machine().lower() in ("x86_64", "amd64"):
         return None
-    reason = f"compiled CPU kernels are for x86-64, not {platform.machine()}: PyTorch's own operators compute instead"
+    reason = f"compiled CPU kernels are for x86-64, not {platform.machine()}: PyTorch and NumPy compute instead"
     log.warning("%s", reason)
     return reason
 

@@ -14,7 +14,6 @@ Letters: S samples, T feature frames, M = 80 bins.
 
 import functools
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import kaldi_native_fbank as knf
 import numpy as np
@@ -107,7 +106,10 @@ def compiled_log_mel() -> LogMel:
 
 def fastest_log_mel() -> LogMel:
     """What computes the features of recognition here."""
-    return numpy_log_mel if find_spec("numba") is None else compiled_log_mel()
+    try:
+        return compiled_log_mel()
+    except ImportError:  # no Numba, or not for this processor
+        return numpy_log_mel
 
 
 def _as_float32(samples: np.ndarray) -> np.ndarray:

@@ -1,10 +1,8 @@
-from importlib.util import find_spec
-
 import kaldi_native_fbank as knf
 import numpy as np
 import pytest
 import torch
-from conftest import needs_numba
+from conftest import has_compiled_kernels, needs_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +17,7 @@ from sumix_stream.features import (
     whole_fbank,
 )
 
-KINDS = {"numpy": lambda: numpy_log_mel} | ({"compiled": compiled_log_mel} if find_spec("numba") else {})
+KINDS = {"numpy": lambda: numpy_log_mel} | ({"compiled": compiled_log_mel} if has_compiled_kernels else {})
 LENGTHS = (0, 1, 79, 80, 81, 119, 120, 121, 159, 160, 200, 279, 280, 281, 399, 400, 401, 559, 560, 561, 1000, 16_000)
 
 

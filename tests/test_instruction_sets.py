@@ -26,8 +26,8 @@ LEVELS = {
 }
 # A part of the suite, in seconds: half precision, packed products, compiled products, int8, streaming, training.
 SUITE = (
-    "tests/nn/test_predictor.py",
-    "tests/nn/test_packed.py::test_frames_are_the_same_bits_in_every_batch",
+    "tests/tasks/test_predictor.py",
+    "tests/runtime/test_packed.py::test_frames_are_the_same_bits_in_every_batch",
     "tests/kernels/test_cpu_products.py",
     "tests/export/test_int8.py",
     "tests/test_streaming.py::test_batch_mates_and_padding_change_nothing",
@@ -58,7 +58,7 @@ def test_a_part_of_the_suite_on_a_lesser_processor(level):
 def test_the_limits_are_obeyed():
     """Otherwise the suite would run on the same processor again."""
     script = "import torch, sumix_kernels.cpu as cpu; print(torch.backends.cpu.get_cpu_capability(), cpu.ROWS)"
-    script += "\nfrom sumix_stream.nn.predictor import cpu_has_bf16_lstm; print(cpu_has_bf16_lstm())"
+    script += "\nfrom sumix_stream.tasks.transducer.predictor import cpu_has_bf16_lstm; print(cpu_has_bf16_lstm())"
     assert run("-c", script, **LEVELS["AVX2"]).split() == ["AVX2", "4", "False"]
     assert run("-c", script, **LEVELS["SSE4"]).split() == ["DEFAULT", "4", "False"]
 
@@ -71,9 +71,9 @@ notes = []
 logging.getLogger("sumix_kernels.machine").addFilter(lambda record: notes.append(record.getMessage()) or False)
 sys.path.insert(0, "tests")
 from talkative import LetterTokenizer, sound, talkative_model
-from sumix_stream.decode.exactness import compare
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.packed import pack
+from sumix_stream.evaluate.exactness import compare
+from sumix_stream.context import ChunkContext
+from sumix_stream.runtime.packed import pack
 
 torch.set_num_threads(1)
 result = compare(pack(talkative_model()), LetterTokenizer(), sound(3.0), 16_000, ChunkContext(8, 2))
