@@ -24,7 +24,7 @@ class Validator:
 
     Args:
         cuts: read anew each time.
-        decode: error rates of a model on utterances.
+        decode: a `tasks.base.Validation` of a model on utterances.
     """
 
     def __init__(self, cuts: Iterable[Cut], decode: Callable[[Any, Iterable[Utterance]], Any]) -> None:
@@ -74,9 +74,10 @@ class Validator:
         if not words:
             raise NoErrorRate(f"{num_read} of {num_cuts} utterances could be read, with no reference word")
         if self._words is not None and words < self._words:
+            rates = ", ".join(f"{name} {rate:.2%}" for name, rate in result.metrics.items())
             raise NoErrorRate(
-                f"only {words} of {self._words} reference words could be read: the rate of these, "
-                f"{result.wer:.2%}, is not to be compared with earlier ones"
+                f"only {words} of {self._words} reference words could be read: what these give ({rates}) is not to be "
+                "compared with earlier validations"
             )
         self._words = words
         return result

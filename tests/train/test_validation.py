@@ -19,8 +19,8 @@ class Result:
         self.word_errors = WordErrors(tuple(align(u.id, u.text, "ALPHA") for u in utterances))
 
     @property
-    def wer(self):
-        return self.word_errors.wer
+    def metrics(self):
+        return {"wer": self.word_errors.wer}
 
     def summary(self):
         return self.word_errors.summary()
@@ -50,7 +50,7 @@ def test_a_set_that_can_be_read_is_scored(cuts):
     validate.check()
     result = validate(None)
     assert len(result.word_errors.utterances) == 4 and result.word_errors.num_words == 12
-    assert validate(None).wer == result.wer
+    assert validate(None).metrics == result.metrics
 
 
 def test_a_run_does_not_begin_without_validation_audio(cuts, caplog):
