@@ -22,7 +22,7 @@ Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class _Graph(NamedTuple):
-    graph: torch.cuda.CUDAGraph
+    graph: torch.cuda.CUDAGraph | None  # None: on another device, where a step is only filled up
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -51,8 +51,11 @@ class StepGraphs:
         inputs[1].zero_()
         inputs[1][:B].copy_(lengths, non_blocking=True)
         inputs[2][:B].copy_(table)
-        graph.replay()
-        frames, after = (out[:B].clone() for out in outputs)  # the graph's own are overwritten by the next step
+        if graph is None:
+            outputs = self._step(*inputs)
+        else:
+            graph.replay()
+        frames, after = (out[:B].clone() for out in outputs)  # a graph's own are overwritten by the next step
         return frames, after
 
     def _capture(self, size: int) -> _Graph:
@@ -61,6 +64,8 @@ class StepGraphs:
             torch.zeros(size, dtype=torch.int64, device=self._device),
             torch.zeros(size, self._num_bytes, dtype=torch.uint8, device=self._device),
         )
+        if self._device.type != "cuda":
+            return _Graph(None, inputs, ())
         side, main = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         side.wait_stream(main)
         with torch.cuda.stream(side):

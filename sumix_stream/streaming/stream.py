@@ -167,7 +167,7 @@ class StreamingRecognizer:
         if window is None:
             raise ValueError(f"streaming needs one chunk size (such as 640ms or 16), got {context}")
         self.window = window  # feature frames of a chunk
-        self.runtime: Runtime = model if hasattr(model, "encode") else make_runtime(model, context, runtime)
+        self.runtime: Runtime = model if hasattr(model, "fresh_state") else make_runtime(model, context, runtime)
         assert self.runtime.context == context, (self.runtime.context, context)
         self.timebase, self.tokenizer, self.context = self.runtime.timebase, tokenizer, context
         self.search = make_search(self.runtime, search)
