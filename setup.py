@@ -35,6 +35,9 @@ setup(
         "lhotse>=1.27",  # manifests, Shar, reading and perturbing audio, LibriSpeech preparation
         "filelock>=3.12",  # one of many processes indexes a manifest (torch brings it too)
         "urllib3>=1.26",  # lhotse 1.33 imports it without asking for it
+        # Compiles what a CPU does between products in training (kernels/training) and for a stream (kernels/cpu); where
+        # it does not install, PyTorch computes the same in more time.
+        "numba>=0.62",
         "lightning-fabric>=2.4",  # device, precision and strategy of a training run
         "pyyaml>=6.0",  # recipes and checkpoint configurations
         "safetensors>=0.4.3",  # checkpoints without pickle
@@ -49,9 +52,8 @@ setup(
         "k2": [],
         # torch.onnx writes through onnxscript; each export is run in onnxruntime before it is given away.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        # Websocket server; its /metrics; compiles what a CPU does for a stream (kernels/cpu), which PyTorch does
-        # without it, in more time.
-        "serve": ["websockets>=16", "prometheus-client>=0.20", "numba>=0.62"],
+        # Websocket server; its /metrics.
+        "serve": ["websockets>=16", "prometheus-client>=0.20"],
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
         "test": [

@@ -24,7 +24,7 @@ import interpreter
 interpreter.repair()
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed (the extra `serve`)")
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed")
 
 # dtype -> (maximum error over the largest reference element, RMS error over the reference's RMS).
 # The reference is computed in fp64 from the same (already rounded) inputs, so for half types these are a few

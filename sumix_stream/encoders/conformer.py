@@ -6,6 +6,7 @@ B batch, T0 feature frames, T encoder frames, C frames of a chunk, D channels.
 import torch
 from torch import Tensor, nn
 
+from sumix_kernels.training import training_branches
 from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.convolution import ChunkConvolution
@@ -32,6 +33,9 @@ class FeedForward(nn.Sequential):
 
     def add_half(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> x + half of this branch."""
+        if branches := training_branches(x, self):
+            norm, expand, _, dropout, contract, _ = self
+            return branches.feed_forward(x, norm, expand, contract, 0.5, dropout.p if self.training else 0.0)
         return x + 0.5 * self(x)
 
 
@@ -68,9 +72,29 @@ class ConformerLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         """x (B, T, D), lengths (B,) -> (B, T, D)."""
         x = self.ffn1.add_half(x)
-        x = x + self.mixer(self.mixer_norm(x), lengths, context)
-        x = x + self.dropout(self.conv(self.conv_norm(x), lengths, context))
-        return mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
+        x = self._add_mixer(x, lengths, context)
+        x = self._add_convolution(x, lengths, context)
+        x = self.ffn2.add_half(x)
+        if branches := training_branches(x, self.norm):
+            return branches.masked_norm(x, self.norm, lengths)
+        return mask_frames(self.norm(x), lengths)
+
+    def _add_mixer(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
+        mixer = self.mixer
+        fast = isinstance(mixer, SummaryMixing) and mixer.variant == "fast"
+        if fast and (branches := training_branches(x, self.mixer_norm, mixer)):
+            parts = (self.mixer_norm, mixer.projection, mixer.merge_local, mixer.merge_summary)
+            dropout = mixer.dropout if self.training else 0.0
+            return branches.summary_mixer(x, *parts, lengths, context.chunk_size, context.left_context, dropout)
+        return x + mixer(self.mixer_norm(x), lengths, context)
+
+    def _add_convolution(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
+        conv = self.conv
+        if branches := training_branches(x, self.conv_norm, conv):
+            parts = (self.conv_norm, conv.expand, conv.weight, conv.bias, conv.norm, conv.out)
+            dropout = self.dropout.p if self.training else 0.0
+            return branches.convolution(x, *parts, lengths, context.chunk_size, dropout)
+        return x + self.dropout(conv(self.conv_norm(x), lengths, context))
 
     def step(self, x: Tensor, lengths: Tensor, state: LayerState, context: ChunkContext) -> tuple[Tensor, LayerState]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""
