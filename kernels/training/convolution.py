@@ -45,7 +45,7 @@ class _Convolution(torch.autograd.Function):
     ):
         (B, T, D), (lengths, sizes) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
-        parts, row_parts = num_parts(B, 1), num_parts(len(rows))
+        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
         normal, stats = normalised(rows, norm_weight, norm_bias, eps[0], row_parts)
         gates = torch.addmm(b1, normal, w1.t())
         inner, inner_stats, active = torch.zeros_like(rows), torch.zeros_like(stats), torch.empty_like(rows)
@@ -53,7 +53,7 @@ class _Convolution(torch.autograd.Function):
         arguments = (gates, by_tap, tap_bias, inner_weight, inner_bias, np.float32(eps[1]), lengths, sizes, T)
         share(convolve_chunks, B, parts, *arguments, inner, inner_stats, active)
         out = torch.addmm(b2, active, w2.t())
-        share(add_branch, len(rows), row_parts, rows, out, np.float32(1), lengths, T, drop)
+        share(add_branch, rows.shape[0], row_parts, rows, out, np.float32(1), lengths, T, drop)
         ctx.save_for_backward(
             *(rows, stats, normal, gates, inner, inner_stats, active),
             *(norm_weight, w1, by_tap, inner_weight, inner_bias, w2),
@@ -68,10 +68,10 @@ class _Convolution(torch.autograd.Function):
         norm_weight, w1, by_tap, inner_weight, inner_bias, w2 = parameters
         (B, T, D), (lengths, sizes) = grad.shape, ctx.geometry
         residual = grad.contiguous().view(rows.shape)
-        parts, row_parts = num_parts(B, 1), num_parts(len(rows))
+        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
         out_grad, b2_grads = torch.empty_like(rows), rows.new_zeros(row_parts, D)
         arguments = (residual, np.float32(1), lengths, T, ctx.drop, out_grad, b2_grads)
-        share(add_branch_back, len(rows), row_parts, *arguments)
+        share(add_branch_back, rows.shape[0], row_parts, *arguments)
         w2_grad = out_grad.t() @ active
         gates_grad, b1_grads = torch.empty_like(gates), rows.new_zeros(parts, 2 * D)
         tap_grads = rows.new_zeros(parts, *by_tap.shape)

@@ -48,7 +48,7 @@ class _SummaryMixer(torch.autograd.Function):
         (B, T, D), (lengths, sizes, lefts, K) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
         parts = num_parts(B, 1)
-        normal, stats = normalised(rows, norm_weight, norm_bias, eps, num_parts(len(rows)))
+        normal, stats = normalised(rows, norm_weight, norm_bias, eps, num_parts(rows.shape[0]))
         projected = torch.addmm(b, normal, w.t())
         local, mean = torch.empty_like(rows), rows.new_empty(B, K, D)
         share(summarise_chunks, B, parts, projected, lengths, sizes, lefts, T, local, mean)
@@ -81,7 +81,7 @@ class _SummaryMixer(torch.autograd.Function):
         arguments = (local_grad, mean_grad, projected, lengths, sizes, lefts, T, projected_grad, b_grads)
         share(summarise_chunks_back, B, parts, *arguments)
         w_grad = projected_grad.t() @ normal
-        back = (projected_grad @ w, rows, norm_weight, stats, residual, num_parts(len(rows)))
+        back = (projected_grad @ w, rows, norm_weight, stats, residual, num_parts(rows.shape[0]))
         x_grad, *norm_grads = normalised_back(*back)
         grads = (w_grad, b_grads.sum(0), local_w_grad, summary_w_grad, flat_grad.sum(0))
         return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None

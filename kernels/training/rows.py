@@ -24,6 +24,9 @@ class Dropout(NamedTuple):
     scale: np.float32
 
 
+NO_DROPOUT = tuple(Dropout(np.uint32(0), np.uint32(0), np.uint32(0), np.float32(1)))
+
+
 def draw_dropout(probability: float) -> tuple:
     """A dropout with keys from torch's default generator; with probability 0 nothing is drawn.
 
@@ -32,7 +35,7 @@ def draw_dropout(probability: float) -> tuple:
     if not 0.0 <= probability < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {probability!r}")
     if probability == 0.0:
-        return tuple(Dropout(np.uint32(0), np.uint32(0), np.uint32(0), np.float32(1)))
+        return NO_DROPOUT
     keys = torch.randint(2**32, (2,)).tolist()
     threshold = min(round(probability * 2**32), 2**32 - 1)  # elements whose bits are below it are dropped
     return tuple(Dropout(*map(np.uint32, (*keys, threshold)), np.float32(1 / (1 - probability))))
@@ -45,7 +48,7 @@ def num_parts(count: int, least: int = _LEAST_ROWS) -> int:
 
 def share(function: Callable, count: int, parts: int, *arguments) -> None:
     """function(begin, end, part, *arguments) for `parts` even pieces of `count` rows, each in a thread."""
-    arrays = tuple(argument.detach().numpy() if isinstance(argument, Tensor) else argument for argument in arguments)
+    arrays = [_array(argument) if isinstance(argument, Tensor) else argument for argument in arguments]
     if parts == 1:
         function(0, count, 0, *arrays)
         return
@@ -55,6 +58,10 @@ def share(function: Callable, count: int, parts: int, *arguments) -> None:
     function(borders[0], borders[1], 0, *arrays)
     for other in others:
         other.result()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().numpy() if x.requires_grad else x.numpy()
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
