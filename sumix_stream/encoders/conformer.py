@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sumix_kernels.training import training_branches
 from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.base import FusedMixer
 from sumix_stream.encoders.convolution import ChunkConvolution
 from sumix_stream.encoders.masking import mask_frames
 from sumix_stream.encoders.states import EncoderState, LayerState
@@ -81,11 +82,8 @@ class ConformerLayer(nn.Module):
 
     def _add_mixer(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         mixer = self.mixer
-        fast = isinstance(mixer, SummaryMixing) and mixer.variant == "fast"
-        if fast and (branches := training_branches(x, self.mixer_norm, mixer)):
-            parts = (self.mixer_norm, mixer.projection, mixer.merge_local, mixer.merge_summary)
-            dropout = mixer.dropout if self.training else 0.0
-            return branches.summary_mixer(x, *parts, lengths, context.chunk_size, context.left_context, dropout)
+        if isinstance(mixer, FusedMixer) and mixer.fuses and (branches := training_branches(x, self.mixer_norm, mixer)):
+            return mixer.add_to(x, self.mixer_norm, lengths, context, branches)
         return x + mixer(self.mixer_norm(x), lengths, context)
 
     def _add_convolution(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:

@@ -12,8 +12,8 @@ import sumix_kernels as K
 from sumix_kernels.training import choice, training_branches
 from sumix_kernels.training.naive import keeps
 from sumix_stream.config import EncoderConfig
-from sumix_stream.nn.chunking import ChunkContext
-from sumix_stream.nn.conformer import ConformerEncoder, ConformerLayer
+from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.conformer import ConformerEncoder, ConformerLayer
 
 pytestmark = needs_numba
 
