@@ -42,7 +42,9 @@ setup(
     # What recognises: sx.load, bin/decode and bin/stream_decode on files, bin/serve. No PyTorch.
     install_requires=[
         "numpy>=1.26",  # audio, resampling, filter bank, searches, checkpoints' arrays
-        "numba>=0.62",  # compiles what a CPU does for a stream (kernels/cpu)
+        # Compiles what a CPU does for a stream (kernels/cpu) and between products in training (kernels/training); where
+        # it does not install, PyTorch computes the same in more time.
+        "numba>=0.62",
         "kaldi-native-fbank>=1.20",  # the filter bank's mel filters
         "soundfile>=0.12",  # reads WAV, FLAC, Opus, MP3
         "sentencepiece>=0.2",  # tokenizer

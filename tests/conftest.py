@@ -30,7 +30,7 @@ interpreter.repair()
 ROOT = Path(__file__).resolve().parent.parent
 has_compiled_kernels = find_spec("numba") is not None and why_not_compiled() is None
 needs_numba = pytest.mark.skipif(
-    not has_compiled_kernels, reason="Numba is not installed (the extra `serve`), or this is no x86-64 processor"
+    not has_compiled_kernels, reason="Numba is not installed, or this is no x86-64 processor"
 )
 
 # dtype -> (maximum error over the largest reference element, RMS error over the reference's RMS).

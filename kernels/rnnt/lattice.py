@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sumix_kernels.training.choice import compiled_here
+
 RNNT_TYPES = ("regular", "modified", "constrained")
 
 
@@ -107,6 +109,14 @@ class _Lattice(torch.autograd.Function):
     @staticmethod
     def forward(ctx, px: Tensor, py: Tensor, boundary: Tensor, regular: bool, with_occupations: bool):
         ctx.set_materialize_grads(False)
+        if compiled_here(px) and px.dtype in (torch.float32, torch.float64):
+            wanted = with_occupations or ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+            log_prob, *occupations = _walk(px, py, boundary, regular, wanted)
+            if not wanted:
+                return log_prob, None, None
+            ctx.save_for_backward(*occupations)
+            ctx.mark_non_differentiable(*occupations)
+            return log_prob, *occupations
         begin, end = boundary[:, :2], boundary[:, 2:]
         steps = torch.arange(px.shape[2] + (px.shape[1] if regular else 0), device=px.device)[:, None]
         begin_step, end_step = (node.sum(1) if regular else node[:, 1] for node in (begin, end))
@@ -136,6 +146,19 @@ class _Lattice(torch.autograd.Function):
         px_occupation, py_occupation = ctx.saved_tensors
         grad = grad[:, None, None]
         return grad * px_occupation, grad * py_occupation, None, None, None
+
+
+def _walk(px: Tensor, py: Tensor, boundary: Tensor, regular: bool, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and occupations by `sumix_kernels.cpu.lattice`, one node after another."""
+    from sumix_kernels.cpu.lattice import walk_lattice
+    from sumix_kernels.training.rows import num_parts, share
+
+    px, py = px.detach().contiguous(), py.detach().contiguous()
+    occupations = [torch.empty_like(x) if wanted else x.new_empty(0, 0, 0) for x in (px, py)]
+    log_prob = px.new_empty(len(px))
+    arguments = (px, py, boundary.contiguous(), regular, wanted, log_prob, *occupations)
+    share(walk_lattice, len(px), num_parts(len(px), 1), *arguments)
+    return log_prob, *occupations
 
 
 # Buffers. arcs (D, B, 2, S+2): [d, b, 0, s] is the symbol arc into s, [d, b, 1, s] the frame arc that stays in s, both

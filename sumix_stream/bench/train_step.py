@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sumix_kernels import preferred_backend
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape
 from sumix_stream.bench.encoder import TOLERANCE, audio_figures, autocast, context_of, make_features, mixer_config
 from sumix_stream.tasks.build import build_model
@@ -37,6 +38,11 @@ def _loss(inputs: Inputs, shape: Shape) -> Tensor:
     batch = (inputs[name] for name in ("feats", "lengths", "tokens", "token_lengths"))
     with autocast(inputs, shape):
         return inputs["model"](*batch, context_of(shape), _WEIGHTS).total
+
+
+def _by_operators(inputs: Inputs, shape: Shape) -> Tensor:
+    with preferred_backend("torch"):
+        return _loss(inputs, shape)
 
 
 def _passes(contender: Contender, inputs: Inputs, shape: Shape) -> dict[str, Callable[[], object]]:
@@ -77,6 +83,7 @@ BENCHMARK = Benchmark(
     make=_make,
     contenders=(
         Contender("summary", _loss, _loss, ("model",), prepare=_prepare("summary"), ours=True),
+        Contender("torch's operators", _by_operators, _loss, ("model",), prepare=_prepare("summary"), ours=True),
         Contender("attention", _loss, _loss, ("model",), prepare=_prepare("attention"), ours=True, baseline=True),
     ),
     axis="seconds",
@@ -85,6 +92,7 @@ BENCHMARK = Benchmark(
     pass_names=("step",),
     figures=_figures,
     tolerance=TOLERANCE,
-    about="Forward, loss, backward, clipping, fused AdamW, without dropout. Weights count as memory. The reference is "
+    about="Forward, loss, backward, clipping, fused AdamW, without dropout. Weights count as memory. "
+    "`torch's operators`: without what is compiled, on a CPU by Numba, on a GPU by Triton. The reference is "
     "the same model in fp64, on the torch backend.",
 )

@@ -5,7 +5,8 @@ B batch, T0 feature frames, T encoder frames, C frames of a chunk, D channels.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -36,6 +37,18 @@ class Mixer(Protocol):
 
     def describe(self) -> str:
         """Its name for people."""
+
+
+@runtime_checkable
+class FusedMixer(Protocol):
+    """A mixer that, where `fuses`, adds itself to what it is of in one compiled function, for training on a CPU."""
+
+    fuses: bool
+
+    def add_to(
+        self, x: Tensor, norm: nn.LayerNorm, lengths: Tensor, context: ChunkContext, branches: ModuleType
+    ) -> Tensor:
+        """x + forward(norm(x), lengths, context) by `sumix_kernels.training.branches`."""
 
 
 class Encoder(Protocol):

@@ -6,8 +6,10 @@ B batch, T0 feature frames, T encoder frames, C frames of a chunk, D channels.
 import torch
 from torch import Tensor, nn
 
+from sumix_kernels.training import training_branches
 from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
+from sumix_stream.encoders.base import FusedMixer
 from sumix_stream.encoders.convolution import ChunkConvolution
 from sumix_stream.encoders.masking import mask_frames
 from sumix_stream.encoders.states import EncoderState, LayerState
@@ -32,6 +34,9 @@ class FeedForward(nn.Sequential):
 
     def add_half(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> x + half of this branch."""
+        if branches := training_branches(x, self):
+            norm, expand, _, dropout, contract, _ = self
+            return branches.feed_forward(x, norm, expand, contract, 0.5, dropout.p if self.training else 0.0)
         return x + 0.5 * self(x)
 
 
@@ -68,9 +73,26 @@ class ConformerLayer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
         """x (B, T, D), lengths (B,) -> (B, T, D)."""
         x = self.ffn1.add_half(x)
-        x = x + self.mixer(self.mixer_norm(x), lengths, context)
-        x = x + self.dropout(self.conv(self.conv_norm(x), lengths, context))
-        return mask_frames(self.norm(self.ffn2.add_half(x)), lengths)
+        x = self._add_mixer(x, lengths, context)
+        x = self._add_convolution(x, lengths, context)
+        x = self.ffn2.add_half(x)
+        if branches := training_branches(x, self.norm):
+            return branches.masked_norm(x, self.norm, lengths)
+        return mask_frames(self.norm(x), lengths)
+
+    def _add_mixer(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
+        mixer = self.mixer
+        if isinstance(mixer, FusedMixer) and mixer.fuses and (branches := training_branches(x, self.mixer_norm, mixer)):
+            return mixer.add_to(x, self.mixer_norm, lengths, context, branches)
+        return x + mixer(self.mixer_norm(x), lengths, context)
+
+    def _add_convolution(self, x: Tensor, lengths: Tensor, context: ChunkContext) -> Tensor:
+        conv = self.conv
+        if branches := training_branches(x, self.conv_norm, conv):
+            parts = (self.conv_norm, conv.expand, conv.weight, conv.bias, conv.norm, conv.out)
+            dropout = self.dropout.p if self.training else 0.0
+            return branches.convolution(x, *parts, lengths, context.chunk_size, dropout)
+        return x + self.dropout(conv(self.conv_norm(x), lengths, context))
 
     def step(self, x: Tensor, lengths: Tensor, state: LayerState, context: ChunkContext) -> tuple[Tensor, LayerState]:
         """One chunk x (B, <= C, D) with lengths (B,) valid frames."""

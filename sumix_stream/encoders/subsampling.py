@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumix_kernels.training import training_branches
 from sumix_stream.encoders.masking import mask_frames
 from sumix_stream.encoders.states import SubsamplingState
 from sumix_stream.timebase import Timebase
@@ -44,6 +45,16 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Whole utterances: feats (B, T0, F), lengths (B,) -> (B, T, D), (B,)."""
+        branches = training_branches(feats, self)
+        if branches and not feats.requires_grad:
+            x = mask_frames((feats - self.feature_mean) / self.feature_std, lengths)
+            y = branches.front_end(x, self.conv1, self.conv2, lengths)
+            # Channels come last there, bins in `out`'s weights.
+            weight = self.out.weight.unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
+            out_lengths = self.timebase.num_encoder_frames(lengths)
+            dropout = self.dropout.p if self.training else 0.0
+            y = F.linear(y, weight, self.out.bias)
+            return branches.masked_norm(y, self.norm, out_lengths, dropout), out_lengths
         out, out_lengths, _ = self.step(feats, lengths, self.init_state(feats.shape[0]))
         return out, out_lengths
 

@@ -27,6 +27,7 @@ from sumix_stream.tasks.checkpoint import CheckpointError
 from sumix_stream.tokenizer import Tokenizer
 from sumix_stream.train import resume as run_state
 from sumix_stream.train.agreement import Agreement
+from sumix_stream.train.allocation import keep_freed_memory
 from sumix_stream.train.averaging import WeightAverage
 from sumix_stream.train.continued_rate import go_on_smoothly, rate_from
 from sumix_stream.train.division import batches_per_process, dropout_seed, frame_shares
@@ -135,6 +136,8 @@ class Trainer:
     def _fit(self, resume: bool) -> FitResult:
         saved_recipe, damaged = None, []
         self.model.to(self.fabric.device)
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         self._average = None if self.config.average == "none" else WeightAverage(self.model, self.config)
         if resume:
             saved_recipe, damaged = self._restore()

@@ -6,6 +6,8 @@ self-attention, in linear time and with a state of constant size.
 B batch, T frames, C frames of a chunk, N chunks, D channels.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,6 +93,18 @@ class SummaryMixing(nn.Module):
         merged, local = self.merge_summary(mean), None if local is None else self.merge_local(local)
         dropout = self.dropout if self.training else 0.0
         return merge_chunks(local, merged, lengths, chunk_size, num_frames=x.shape[1], dropout=dropout)
+
+    @property
+    def fuses(self) -> bool:
+        return self.variant == "fast"
+
+    def add_to(
+        self, x: Tensor, norm: nn.LayerNorm, lengths: Tensor, context: ChunkContext, branches: ModuleType
+    ) -> Tensor:
+        """x + forward(norm(x), lengths, context) by `sumix_kernels.training.branches`."""
+        parts = (norm, self.projection, self.merge_local, self.merge_summary)
+        dropout = self.dropout if self.training else 0.0
+        return branches.summary_mixer(x, *parts, lengths, context.chunk_size, context.left_context, dropout)
 
     def step(
         self, x: Tensor, lengths: Tensor, state: SummaryState | DecayState, context: ChunkContext

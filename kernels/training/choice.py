@@ -1,0 +1,40 @@
+"""Where the compiled branches take the place of PyTorch's parts."""
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from sumix_kernels.backend import resolve
+
+
+def training_branches(x: Tensor, *modules: nn.Module) -> ModuleType | None:
+    """`sumix_kernels.training.branches` where it can compute a pass with gradients over x (B, T, ...), else None.
+
+    It can in fp32 on the CPU, outside autocast, torch.compile and tracing, with Numba installed, parameters of the
+    modules included, and unless a backend of the kernels is preferred by name.
+    """
+    plain = x.dtype == torch.float32 and x.numel() > 0 and torch.is_grad_enabled()
+    if not plain or not compiled_here(x) or torch.is_autocast_enabled("cpu"):
+        return None
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    if any(parameter.device.type != "cpu" or parameter.dtype != torch.float32 for parameter in parameters):
+        return None
+    from sumix_kernels.training import branches
+
+    return branches
+
+
+def compiled_here(x: Tensor) -> bool:
+    """Whether functions compiled by Numba may compute with x: on the CPU, outside torch.compile and tracing, with Numba
+    installed, and unless a backend of the kernels is preferred by name."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return resolve("auto") == "auto" and has_numba()
+
+
+@cache
+def has_numba() -> bool:
+    return find_spec("numba") is not None

@@ -1,0 +1,86 @@
+"""The convolution branch: x + dropout(W2 SiLU(LayerNorm(chunk convolution of GLU(W1 LayerNorm(x) + b1))) + b2).
+
+B batch, T frames, N = B T rows, D channels, k taps.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sumix_kernels.arguments import check_frames_of_chunk, check_lengths
+from sumix_kernels.cpu.training import add_branch, add_branch_back
+from sumix_kernels.cpu.training_convolution import convolve_chunks, convolve_chunks_back
+from sumix_kernels.training.feed_forward import normalised, normalised_back
+from sumix_kernels.training.mixer import per_utterance
+from sumix_kernels.training.rows import draw_dropout, num_parts, share
+
+
+def convolution(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    expand: nn.Linear,
+    taps: Tensor,
+    tap_bias: Tensor,
+    inner_norm: nn.LayerNorm,
+    contract: nn.Linear,
+    lengths: Tensor,
+    chunk_size: int | Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """x (B, T, D) plus the branch on valid frames; taps (D, k), lengths and chunk sizes as of `chunk_conv1d`.
+
+    Takes what `usable` admits. Raises ValueError as `chunk_conv1d` does, and for a probability outside [0, 1).
+    """
+    geometry = check_lengths(lengths, x), per_utterance(check_frames_of_chunk(chunk_size, x), x)
+    parameters = (norm.weight, norm.bias, expand.weight, expand.bias, taps, tap_bias)
+    parameters = (*parameters, inner_norm.weight, inner_norm.bias, contract.weight, contract.bias)
+    return _Convolution.apply(x, *parameters, (norm.eps, inner_norm.eps), geometry, draw_dropout(dropout))
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x, norm_weight, norm_bias, w1, b1, taps, tap_bias, inner_weight, inner_bias, w2, b2, eps, geometry, drop
+    ):
+        (B, T, D), (lengths, sizes) = x.shape, geometry
+        rows = x.contiguous().view(-1, D)
+        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
+        normal, stats = normalised(rows, norm_weight, norm_bias, eps[0], row_parts)
+        gates = torch.addmm(b1, normal, w1.t())
+        inner, inner_stats, active = torch.zeros_like(rows), torch.zeros_like(stats), torch.empty_like(rows)
+        by_tap = taps.t().contiguous()
+        arguments = (gates, by_tap, tap_bias, inner_weight, inner_bias, np.float32(eps[1]), lengths, sizes, T)
+        share(convolve_chunks, B, parts, *arguments, inner, inner_stats, active)
+        out = torch.addmm(b2, active, w2.t())
+        share(add_branch, rows.shape[0], row_parts, rows, out, np.float32(1), lengths, T, drop)
+        ctx.save_for_backward(
+            *(rows, stats, normal, gates, inner, inner_stats, active),
+            *(norm_weight, w1, by_tap, inner_weight, inner_bias, w2),
+        )
+        ctx.geometry, ctx.drop = geometry, drop
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, stats, normal, gates, inner, inner_stats, active, *parameters = ctx.saved_tensors
+        norm_weight, w1, by_tap, inner_weight, inner_bias, w2 = parameters
+        (B, T, D), (lengths, sizes) = grad.shape, ctx.geometry
+        residual = grad.contiguous().view(rows.shape)
+        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
+        out_grad, b2_grads = torch.empty_like(rows), rows.new_zeros(row_parts, D)
+        arguments = (residual, np.float32(1), lengths, T, ctx.drop, out_grad, b2_grads)
+        share(add_branch_back, rows.shape[0], row_parts, *arguments)
+        w2_grad = out_grad.t() @ active
+        gates_grad, b1_grads = torch.empty_like(gates), rows.new_zeros(parts, 2 * D)
+        tap_grads = rows.new_zeros(parts, *by_tap.shape)
+        tap_bias_grads, weight_grads, bias_grads = rows.new_zeros(3, parts, D).unbind()
+        arguments = (out_grad @ w2, gates, inner, inner_stats, by_tap, inner_weight, inner_bias, lengths, sizes, T)
+        sums = (b1_grads, tap_grads, tap_bias_grads, weight_grads, bias_grads)
+        share(convolve_chunks_back, B, parts, *arguments, gates_grad, *sums)
+        w1_grad = gates_grad.t() @ normal
+        x_grad, *norm_grads = normalised_back(gates_grad @ w1, rows, norm_weight, stats, residual, row_parts)
+        b1_grad, tap_grad, tap_bias_grad, weight_grad, bias_grad = (part.sum(0) for part in sums)
+        grads = (w1_grad, b1_grad, tap_grad.t(), tap_bias_grad, weight_grad, bias_grad, w2_grad, b2_grads.sum(0))
+        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None

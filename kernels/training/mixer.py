@@ -1,0 +1,87 @@
+"""The mixer's branch, SummaryMixing of variant fast: x + dropout(GELU(W_cf f + W_cm mean + b)).
+
+B batch, T frames, N = B T rows, D channels, K chunks of the utterance that has most.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sumix_kernels.arguments import check_chunk_size, check_left_context, check_lengths
+from sumix_kernels.cpu.training_mixer import merge_chunks, merge_chunks_back, summarise_chunks, summarise_chunks_back
+from sumix_kernels.training.feed_forward import normalised, normalised_back
+from sumix_kernels.training.rows import draw_dropout, num_parts, share
+
+
+def summary_mixer(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    projection: nn.Linear,
+    merge_local: nn.Linear,
+    merge_summary: nn.Linear,
+    lengths: Tensor,
+    chunk_size: int | Tensor | None,
+    left_context: int | Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """x (B, T, D) plus the branch on valid frames. Lengths, chunk sizes and left contexts as of `chunk_summary`.
+
+    Takes what `usable` admits. Raises ValueError as `chunk_summary` does, and for a probability outside [0, 1).
+    """
+    lengths = check_lengths(lengths, x)
+    size, chunks = check_chunk_size(chunk_size, x)
+    left = check_left_context(left_context, x, chunks)
+    sizes, lefts = per_utterance(size, x), per_utterance(chunks if left is None else left, x)
+    parameters = (norm.weight, norm.bias, projection.weight, projection.bias)
+    parameters = (*parameters, merge_local.weight, merge_summary.weight, merge_summary.bias)
+    return _SummaryMixer.apply(x, *parameters, norm.eps, (lengths, sizes, lefts, chunks), draw_dropout(dropout))
+
+
+def per_utterance(value: int | Tensor, x: Tensor) -> Tensor:
+    """An int, or (B, 1), as (B,)."""
+    return value.flatten().contiguous() if isinstance(value, Tensor) else torch.full((len(x),), value)
+
+
+class _SummaryMixer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, w, b, local_w, summary_w, summary_b, eps, geometry, drop):
+        (B, T, D), (lengths, sizes, lefts, K) = x.shape, geometry
+        rows = x.contiguous().view(-1, D)
+        parts = num_parts(B, 1)
+        normal, stats = normalised(rows, norm_weight, norm_bias, eps, num_parts(rows.shape[0]))
+        projected = torch.addmm(b, normal, w.t())
+        local, mean = torch.empty_like(rows), rows.new_empty(B, K, D)
+        share(summarise_chunks, B, parts, projected, lengths, sizes, lefts, T, local, mean)
+        merged = local @ local_w.t()
+        summary = torch.addmm(summary_b, mean.view(-1, D), summary_w.t()).view(mean.shape)
+        out = torch.empty_like(rows)
+        share(merge_chunks, B, parts, rows, merged, summary, lengths, sizes, T, drop, out)
+        ctx.save_for_backward(
+            rows, stats, normal, projected, local, mean, merged, summary, norm_weight, w, local_w, summary_w
+        )
+        ctx.geometry, ctx.drop = geometry, drop
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, stats, normal, projected, local, mean, merged, summary, norm_weight, w, local_w, summary_w = (
+            ctx.saved_tensors
+        )
+        (B, T, D), (lengths, sizes, lefts, _) = grad.shape, ctx.geometry
+        residual = grad.contiguous().view(rows.shape)
+        parts = num_parts(B, 1)
+        merged_grad, summary_grad = torch.empty_like(rows), torch.empty_like(mean)
+        arguments = (residual, merged, summary, lengths, sizes, T, ctx.drop, merged_grad, summary_grad)
+        share(merge_chunks_back, B, parts, *arguments)
+        flat_grad = summary_grad.view(-1, D)
+        local_w_grad, summary_w_grad = merged_grad.t() @ local, flat_grad.t() @ mean.view(-1, D)
+        local_grad, mean_grad = merged_grad @ local_w, (flat_grad @ summary_w).view(mean.shape)
+        projected_grad, b_grads = torch.empty_like(projected), rows.new_zeros(parts, 2 * D)
+        arguments = (local_grad, mean_grad, projected, lengths, sizes, lefts, T, projected_grad, b_grads)
+        share(summarise_chunks_back, B, parts, *arguments)
+        w_grad = projected_grad.t() @ normal
+        back = (projected_grad @ w, rows, norm_weight, stats, residual, num_parts(rows.shape[0]))
+        x_grad, *norm_grads = normalised_back(*back)
+        grads = (w_grad, b_grads.sum(0), local_w_grad, summary_w_grad, flat_grad.sum(0))
+        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None
