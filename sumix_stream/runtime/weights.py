@@ -69,6 +69,11 @@ class Weights:
         about = {"module": module, "device": str(module.device), "timebase": module.timebase}
         return cls(module.config, module.vocab_size, **(about | options))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: of a model in PyTorch, its arrays are taken from it again."""
+        made = ("arrays", "fingerprint") if self.module is not None else ("fingerprint",)
+        return {name: value for name, value in vars(self).items() if name not in made}
+
     @cached_property
     def arrays(self) -> Mapping[str, np.ndarray]:
         return {name: tensor.detach().cpu().numpy() for name, tensor in self.module.state_dict().items()}
