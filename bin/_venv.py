@@ -23,5 +23,5 @@ def enter() -> None:
     if find_spec("sumix_stream") is None or find_spec("sumix_kernels") is None:
         sys.exit(
             f"error: sumix-stream is not installed for {sys.executable}. Run bin/test or bin/demo once (they make "
-            f"{venv}), or: pip install -c {root}/constraints.txt -e {root}[demo]"
+            f"{venv}), or: pip install -c {root}/constraints.txt -e {root}[demo,train]"
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import platform
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sumix_kernels.machine import flags
 from sumix_stream.checkpoint.layout import TOKENIZER
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.threads import get_num_threads
@@ -26,6 +29,7 @@ from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
 if TYPE_CHECKING:
     import onnxruntime
 
+_log = logging.getLogger(__name__)
 State = list[np.ndarray]  # streams on the first axis
 
 ENCODER, JOINER, TOKENS, CARD = "encoder.onnx", "joiner.onnx", "tokens.txt", "card.json"
@@ -187,18 +191,19 @@ class OnnxBundle(OnnxFiles):
 
 
 def _refuse_what_overflows(card: Path) -> None:
-    """Raises BundleError for signed int8 weights, whose sums overflow on x86-64 without VNNI: cards of those name no
-    `int8_products`."""
+    """Raises BundleError on x86-64 without VNNI for signed int8 weights, whose sums overflow there: cards of those name
+    no `int8_products`. Elsewhere the log says that the bundle is for such processors alone."""
     try:
         told = json.loads(card.read_text(encoding="utf-8"))
         overflows = told["weights"] == "int8" and "int8_products" not in told
     except (OSError, ValueError, KeyError, TypeError):
         return  # a bundle runs without its card
-    if overflows:
-        raise BundleError(
-            f"{card.parent} has int8 weights in a layout that gives wrong words on processors without VNNI: export the "
-            "checkpoint again"
-        )
+    if not overflows:
+        return
+    told = f"{card.parent} has int8 weights in a layout that gives wrong words on x86-64 processors without VNNI"
+    if platform.machine() in ("x86_64", "AMD64") and not flags() & {"avx512_vnni", "avx_vnni"}:
+        raise BundleError(f"{told}, such as this one: export the checkpoint again")
+    _log.warning("%s: export the checkpoint again before it goes to another machine", told)
 
 
 def is_bundle(path: str | os.PathLike) -> bool:

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from sumix_stream.export.quantise import PRODUCTS, quantise
+from sumix_stream.runtime import bundle
 from sumix_stream.runtime.bundle import BundleError, open_bundle, open_session
 
 DEPTH = 256
@@ -118,12 +119,21 @@ def test_unsigned_weights_lose_least(tmp_path):
     assert loss["ours"] < 0.5 * loss["signed, 7 bits"]
 
 
-def test_a_bundle_of_the_layout_that_overflows_is_refused(tmp_path):
+def test_a_bundle_of_the_layout_that_overflows_is_refused_where_it_would(tmp_path, monkeypatch, caplog):
     """By its card, before its files are opened: here there are none."""
     for card in ({"weights": "fp32"}, {"weights": "int8", "int8_products": "unsigned"}, ["no card"]):
         (tmp_path / "card.json").write_text(json.dumps(card))
         with pytest.raises(BundleError, match=r"encoder.onnx is missing"):
             open_bundle(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({"weights": "int8"}))
-    with pytest.raises(BundleError, match=r"int8 weights in a layout .* export the checkpoint again"):
+    monkeypatch.setattr(bundle.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(bundle, "flags", lambda: frozenset({"avx2"}))
+    with pytest.raises(BundleError, match=r"int8 weights in a layout .* this one: export the checkpoint again"):
         open_bundle(tmp_path)
+    for machine, flags in (("x86_64", {"avx2", "avx512_vnni"}), ("x86_64", {"avx2", "avx_vnni"}), ("aarch64", set())):
+        caplog.clear()
+        monkeypatch.setattr(bundle.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(bundle, "flags", lambda flags=flags: frozenset(flags))
+        with pytest.raises(BundleError, match=r"encoder.onnx is missing"):
+            open_bundle(tmp_path)
+        assert "export the checkpoint again before it goes to another machine" in caplog.text
