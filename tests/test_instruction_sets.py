@@ -24,10 +24,10 @@ LEVELS = {
         **NUMBA,
     },
 }
-# A part of the suite, in seconds: half precision, packed products, compiled products, int8, streaming, training.
+# A part of the suite, in seconds: half precision, compiled steps and products, int8, streaming, training.
 SUITE = (
     "tests/tasks/test_predictor.py",
-    "tests/runtime/test_packed.py::test_frames_are_the_same_bits_in_every_batch",
+    "tests/runtime/test_compiled.py::test_frames_are_the_same_bits_in_every_batch",
     "tests/kernels/test_cpu_products.py",
     "tests/export/test_int8.py",
     "tests/test_streaming.py::test_batch_mates_and_padding_change_nothing",
@@ -73,23 +73,30 @@ sys.path.insert(0, "tests")
 from talkative import LetterTokenizer, sound, talkative_model
 from sumix_stream.evaluate.exactness import compare
 from sumix_stream.context import ChunkContext
-from sumix_stream.runtime.packed import pack
+from sumix_stream.runtime.registry import choose
+from sumix_stream.runtime.weights import Weights
 
 torch.set_num_threads(1)
-result = compare(pack(talkative_model()), LetterTokenizer(), sound(3.0), 16_000, ChunkContext(8, 2))
+model, context = talkative_model(), ChunkContext(8, 2)
+chosen, why = choose(Weights.of(model), context)
+assert chosen == "torch" and "not compiled" in why and "x86-64" in why, (chosen, why)
+result = compare(model, LetterTokenizer(), sound(3.0), 16_000, context)
 assert result.holds and result.num_tokens > 10, str(result)
 assert len(notes) == 1 and "are for x86-64, not aarch64" in notes[0], notes
 
+loss = model.train().encoder(torch.randn(1, 40, 80), torch.tensor([40]), context)[0].square().sum()
+loss.backward()
+assert all(weight.grad.isfinite().all() for weight in model.encoder.parameters())
+
+COMPILED = ("sumix_kernels.cpu", "sumix_kernels.training.", "sumix_stream.runtime.compiled")
 refused = []
 for package in ("sumix_kernels", "sumix_stream"):
     found = pkgutil.walk_packages(importlib.import_module(package).__path__, package + ".", onerror=refused.append)
     for module in [module.name for module in found]:
-        if module.startswith("sumix_kernels.cpu"):
-            continue
         try:
             importlib.import_module(module)
         except ImportError as error:
-            assert "x86-64" not in str(error), (module, error)
+            assert "x86-64" not in str(error) or module.startswith(COMPILED), (module, error)
 assert refused == ["sumix_kernels.cpu"], refused
 assert not {"numba", "llvmlite"} & set(sys.modules), "what is for x86-64 was imported"
 """

@@ -17,7 +17,7 @@ from sumix_kernels.cpu.fbank import cut_frames, log_mel
 from sumix_kernels.cpu.front_end import enter, step_front_end
 from sumix_kernels.cpu.greedy import predict_all, project_frames, search_greedily
 from sumix_kernels.cpu.layers import convolve, finish, merge, normalise, step_layers, summarise
-from sumix_kernels.cpu.lstm import lstm_arrays, step_lstms
+from sumix_kernels.cpu.lstm import step_lstms
 from sumix_kernels.cpu.products import (
     HAS_BF16,
     ROWS,
@@ -42,7 +42,6 @@ __all__ = [
     "finish",
     "in_a_row",
     "log_mel",
-    "lstm_arrays",
     "merge",
     "multiply",
     "normalise",

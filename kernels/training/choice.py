@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sumix_kernels.backend import resolve
+from sumix_kernels.machine import why_not_compiled
 
 
 def training_branches(x: Tensor, *modules: nn.Module) -> ModuleType | None:
@@ -29,7 +30,7 @@ def training_branches(x: Tensor, *modules: nn.Module) -> ModuleType | None:
 
 def compiled_here(x: Tensor) -> bool:
     """Whether functions compiled by Numba may compute with x: on the CPU, outside torch.compile and tracing, with Numba
-    installed, and unless a backend of the kernels is preferred by name."""
+    installed, on x86-64, and unless a backend of the kernels is preferred by name."""
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return resolve("auto") == "auto" and has_numba()
@@ -37,4 +38,4 @@ def compiled_here(x: Tensor) -> bool:
 
 @cache
 def has_numba() -> bool:
-    return find_spec("numba") is not None
+    return find_spec("numba") is not None and why_not_compiled() is None

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from sumix_kernels import cpu as kernels
+from sumix_kernels.lstm import lstm_arrays
 from sumix_stream.context import ChunkContext
 from sumix_stream.features import NUM_BINS
 from sumix_stream.runtime.base import Found, Frames, GreedyState, PredictorState, check_chunk, chunk_frames
@@ -207,7 +208,7 @@ class _Packed:
         lstm = range(self._config.predictor.num_layers)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         lstm = [tuple(self._array(f"predictor.lstm.{name}_l{layer}") for name in names) for layer in lstm]
-        arrays = kernels.lstm_arrays(self._array("predictor.embedding.weight"), lstm)
+        arrays = lstm_arrays(self._array("predictor.embedding.weight"), lstm)
         self.predictor = (*arrays, self._array("joiner.project_predictor.weight"))
         self.project, self.output = (self._product_of(f"joiner.{name}") for name in ("project_encoder", "output"))
         self.search = (*self.project, *self.predictor, *self.output)

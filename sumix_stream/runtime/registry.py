@@ -12,9 +12,9 @@ from sumix_stream.runtime.weights import Weights
 
 # In the order in which `auto` asks them: module, class, and what to install where the module's library is missing.
 RUNTIMES = {
-    "onnx": ("sumix_stream.runtime.onnx", "OnnxRuntime", "onnx"),
-    "compiled": ("sumix_stream.runtime.compiled", "CompiledRuntime", "serve"),
-    "torch": ("sumix_stream.runtime.torch", "TorchRuntime", "train"),
+    "onnx": ("sumix_stream.runtime.onnx", "OnnxRuntime", "'sumix-stream[onnx]'"),
+    "compiled": ("sumix_stream.runtime.compiled", "CompiledRuntime", "numba"),
+    "torch": ("sumix_stream.runtime.torch", "TorchRuntime", "'sumix-stream[train]'"),
 }
 AUTO = "auto"
 NAMES = (AUTO, *sorted(RUNTIMES))
@@ -35,9 +35,10 @@ def reason_against(name: str, model: Any, context: ChunkContext) -> str | None:
     """Why a runtime cannot run a model under a context; None = it can."""
     try:
         kind = _kind(name)
-    except ImportError as error:
-        extra = RUNTIMES[name][2]
-        return f"{error.name or error} is not installed: pip install 'sumix-stream[{extra}]'"
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed: pip install {RUNTIMES[name][2]}"
+    except ImportError as error:  # such as kernels that are for other processors
+        return str(error)
     return kind.can_run(model, context)
 
 

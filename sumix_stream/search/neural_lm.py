@@ -6,7 +6,7 @@ N sequences, V vocabulary with blank = 0, P channels, Y layers. A directory hold
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sumix_kernels.lstm import lstm_arrays, step_lstms
 from sumix_stream.checkpoint.arrays import load_arrays
 from sumix_stream.checkpoint.layout import CONFIG, WEIGHTS, CheckpointError, load_yaml
 from sumix_stream.config import ConfigError, PredictorConfig
@@ -32,6 +33,15 @@ class NeuralLmState(NamedTuple):
     past: PredictorState
 
 
+def _fastest_step() -> Callable[..., None]:
+    """Compiled, where that can be had."""
+    try:
+        from sumix_kernels import cpu
+    except ImportError:
+        return step_lstms
+    return cpu.step_lstms
+
+
 class NeuralLm:
     """As `fusion.LanguageModel`.
 
@@ -43,15 +53,13 @@ class NeuralLm:
     blank_id = 0
 
     def __init__(self, config: PredictorConfig, vocab_size: int, arrays: Mapping[str, np.ndarray]) -> None:
-        from sumix_kernels import cpu
-
-        self._step = cpu.step_lstms
+        self._step = _fastest_step()
         self.config, self.vocab_size = config, vocab_size
         layers = [[f"predictor.lstm.{part}_l{y}" for part in _PARTS] for y in range(config.num_layers)]
         names = ["predictor.embedding.weight", *chain(*layers), "output.weight", "output.bias"]
         self._named = [(name, np.ascontiguousarray(arrays[name], np.float32)) for name in names]
         of = dict(self._named)
-        self._lstm = cpu.lstm_arrays(of[names[0]], [tuple(of[name] for name in layer) for layer in layers])
+        self._lstm = lstm_arrays(of[names[0]], [tuple(of[name] for name in layer) for layer in layers])
         self._weight, self._bias = of["output.weight"].T, of["output.bias"].copy()
         self._bias[self.blank_id] = -np.inf
 

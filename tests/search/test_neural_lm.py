@@ -7,7 +7,9 @@ import pytest
 import torch
 from talkative import VOCAB_SIZE, runtime_of
 
+from sumix_kernels.lstm import step_lstms
 from sumix_stream.config import PredictorConfig
+from sumix_stream.search import neural_lm
 from sumix_stream.search.beam import beam_decode
 from sumix_stream.search.neural_lm import NeuralLm
 from sumix_stream.search.options import SearchOptions
@@ -87,3 +89,15 @@ def test_fusion_prefers_what_the_model_knows(lm):
     assert math.exp(score(fused(lm), other) / len(other)) > 0.5
     found = search(lm=fused(lm), lm_scale=1.0)
     assert found[0].tokens == other != plain[0].tokens
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_step_in_numpy_is_the_compiled_one(layers, monkeypatch):
+    """What computes where nothing is compiled."""
+    config, tokens = PredictorConfig(embed_dim=6, hidden_dim=10, num_layers=layers), np.array([4, 8, 1])
+    found = []
+    for steps in (neural_lm._fastest_step(), step_lstms):
+        monkeypatch.setattr(neural_lm, "_fastest_step", lambda steps=steps: steps)
+        lm = fused(LstmLm(config, 9, seed=3))
+        found.append(lm.log_probs(lm.advance(tokens, lm.advance(tokens[::-1], lm.start(3)))))
+    np.testing.assert_allclose(*found, atol=1e-5)
