@@ -40,7 +40,7 @@ def test_two_processes_under_torchrun(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
         first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-        assert first[0] == second[0] == (max_steps, 0.25, None)
+        assert first[0] == second[0] == (max_steps, {"wer": 0.25}, None)
         assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
         return done.stderr
 
