@@ -27,7 +27,7 @@ def step_lstms(
     between: np.ndarray,
     between_bias: np.ndarray,
 ) -> None:
-    """One more token (N,) of each sequence: hidden and cell (N, Y, P) move. Weights as of `lstm_arrays`; the compiled
+    """One more token (N,) of each sequence: hidden and cell (N, Y, P) move. Weights: see `lstm_arrays`; the compiled
     one is `sumix_kernels.cpu.step_lstms`."""
     gates = inputs[tokens]
     for y in range(hidden.shape[1]):

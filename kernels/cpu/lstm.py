@@ -5,7 +5,7 @@ from sumix_kernels.cpu.compiled import compiled, dot, sigmoid, tanh
 
 @compiled
 def step_lstm(token, hidden, cell, inputs, recurrent, between, between_bias):
-    """One more token of a sequence: its hidden and cell (Y, P) move. Weights as of `sumix_kernels.lstm.lstm_arrays`."""
+    """One more token of a sequence: its hidden and cell (Y, P) move. Weights: see `sumix_kernels.lstm.lstm_arrays`."""
     P = hidden.shape[1]
     gates = inputs[token].copy()
     for y in range(len(hidden)):

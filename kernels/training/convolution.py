@@ -28,7 +28,7 @@ def convolution(
     chunk_size: int | Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """x (B, T, D) plus the branch on valid frames; taps (D, k), lengths and chunk sizes as of `chunk_conv1d`.
+    """x (B, T, D) plus the branch on valid frames; taps (D, k), lengths and chunk sizes: see `chunk_conv1d`.
 
     Takes what `usable` admits. Raises ValueError as `chunk_conv1d` does, and for a probability outside [0, 1).
     """

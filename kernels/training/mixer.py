@@ -24,7 +24,7 @@ def summary_mixer(
     left_context: int | Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """x (B, T, D) plus the branch on valid frames. Lengths, chunk sizes and left contexts as of `chunk_summary`.
+    """x (B, T, D) plus the branch on valid frames. Lengths, chunk sizes and left contexts: see `chunk_summary`.
 
     Takes what `usable` admits. Raises ValueError as `chunk_summary` does, and for a probability outside [0, 1).
     """

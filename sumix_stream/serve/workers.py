@@ -30,6 +30,7 @@ from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory, can_be_copied
+from sumix_stream.serve.worker_metrics import WorkerMetrics
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
@@ -323,28 +324,6 @@ def _send_all(outgoing: queue.SimpleQueue, pipe: Connection) -> None:
                 return  # the reader sees it too
 
 
-class _Counted:
-    """What a metric is told in a worker, for the network's process to tell the real one."""
-
-    def __init__(self, name: str, counts: list, labels: dict[str, str] | None = None) -> None:
-        self._name, self._counts, self._labels = name, counts, labels
-
-    def labels(self, **labels: str) -> _Counted:
-        return _Counted(self._name, self._counts, labels)
-
-    def inc(self, value: float = 1.0) -> None:
-        self._counts.append((self._name, self._labels, "inc", value))
-
-    def observe(self, value: float) -> None:
-        self._counts.append((self._name, self._labels, "observe", value))
-
-
-class _WorkerMetrics:
-    def __init__(self, counts: list) -> None:
-        for name in ("audio", "latency", "step", "batch", "errors"):
-            setattr(self, name, _Counted(name, counts))
-
-
 def _keep_memory() -> None:
     """Ask glibc's allocator to keep what a batch gives back for the next one: else each asks the system for its pages
     anew."""
@@ -365,7 +344,7 @@ def _run_worker(pipe: Connection, recognizer: StreamingRecognizer) -> None:
     """What a worker process does. It ends when the other side of the pipe does, however that ended."""
     reports: list[tuple] = []
     counts: list[tuple] = []
-    engine = Engine(recognizer, _WorkerMetrics(counts))
+    engine = Engine(recognizer, WorkerMetrics(counts))
     pipe.send("ready")
     sessions: dict[int, Session] = {}
     more = False
