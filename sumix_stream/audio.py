@@ -28,7 +28,7 @@ _UNKNOWN = 1 << 62  # frames from which on a header says that it does not know
 _MAX_SAMPLES = 1 << 30  # of one channel: 4 GiB as floats, 18 hours at 16 kHz
 _SUSPICIOUS_SAMPLES = 1 << 26  # 70 minutes at 16 kHz
 _LEAST_FLAC = 0.02  # bytes a sample; speech takes about one, digital silence a hundredth of this
-_CANCELLED = 1e-3  # of the channels' mean power: what is left of those that cancel each other
+_CANCELLED = 1e-3  # of the channels' mean power: what remains of those that cancel each other
 _HEADERLESS = (".raw", ".pcm", ".sln", ".sln16", ".s16", ".s16le", ".ulaw", ".alaw", ".ul", ".al", ".vox", ".g721")
 
 _log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def check_samples(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def check_rate(rate: float) -> int:
-    """A sample rate in Hz as an integer; 16000.0 is one. Raises AudioError for one that is none in 4000..192000."""
+    """A sample rate in Hz as an integer; 16000.0 is one. Raises AudioError for one outside 4000..192000."""
     number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
     if number and MIN_RATE <= rate <= MAX_RATE and int(rate) == rate:
         return int(rate)

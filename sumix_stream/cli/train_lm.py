@@ -25,12 +25,12 @@ def arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    from sumix_stream.checkpoint.layout import TOKENIZER, resolve_checkpoint
     from sumix_stream.language.arpa import write_arpa
     from sumix_stream.language.kneser_ney import estimate
     from sumix_stream.language.perplexity import perplexity
     from sumix_stream.language.text import LanguageModelError, read_sentences
     from sumix_stream.search.ngram import END, START, read_arpa
-    from sumix_stream.tasks.checkpoint import TOKENIZER, resolve_checkpoint
     from sumix_stream.tokenizer import Tokenizer
 
     if args.order < 1:

@@ -80,7 +80,7 @@ def as_context(
     """`full`, `640ms`, `0.64s` or 16 (encoder frames) with `left_context` in chunks (None = unlimited), or as it is.
 
     Args:
-        model: as of `make_runtime`.
+        model: see `make_runtime`.
         otherwise: what DEFAULT means for chunk and left context of a model that is no bundle.
     Raises:
         ValueError: for a duration that is no whole number of the model's encoder frames, and for another context than

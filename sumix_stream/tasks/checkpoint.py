@@ -87,7 +87,7 @@ def save_model(directory: Path, model: Transducer, tokenizer: Tokenizer, extra: 
 def load_model(path: str | Path, average: int | str | None = None) -> tuple[Transducer, Tokenizer]:
     """The model (on the CPU, in evaluation mode) and tokenizer of a checkpoint or experiment directory.
 
-    Args and errors as of `sumix_stream.checkpoint.read_checkpoint`.
+    Args and errors: see `sumix_stream.checkpoint.read_checkpoint`.
     """
     read = read_checkpoint(path, average, shapes=_shapes)
     model = build_model(read.config, read.vocab_size)

@@ -1,6 +1,6 @@
 """Validation that cannot mistake audio it could not read for an error rate.
 
-A set of which nothing can be read has 0 errors in 0 words, and what is left of one may be its easiest part: neither is
+A set of which nothing can be read has 0 errors in 0 words, and the remainder of one may be its easiest part: neither is
 a rate to choose the best checkpoint by.
 """
 
