@@ -78,15 +78,21 @@ class Measured:
 
 
 def run_load(
-    protocol: ServerProtocol, port: int, utterances: Sequence[np.ndarray], plan: Plan, meter: Meter | None = None
+    protocol: ServerProtocol,
+    port: int,
+    utterances: Sequence[np.ndarray],
+    plan: Plan,
+    meter: Meter | None = None,
+    connected: Callable[[], None] | None = None,
 ) -> Measured:
     """Put a load on the server at a port of the loopback interface.
 
     Args:
         utterances: samples (S,) int16 at 16 kHz.
         meter: of the server's process.
+        connected: called once, when `warm` is over and every client's handshake has been answered.
     """
-    load = _Load(protocol, port, utterances, plan, meter)
+    load = _Load(protocol, port, utterances, plan, meter, connected)
     gc.collect()
     gc.freeze()  # a collection over all that is imported would hold up every client
     try:
@@ -173,6 +179,11 @@ class _Talk(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._websocket: ClientProtocol | None = None
 
+    @property
+    def is_answered(self) -> bool:
+        """Its handshake is done with, or the connection is gone."""
+        return self._waiting is None or self.over.is_set()
+
     async def connect(self, protocol: ServerProtocol, port: int) -> None:
         self._websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}{protocol.path}"), max_size=None)
         try:
@@ -246,14 +257,10 @@ class _Load:
         utterances: Sequence[np.ndarray],
         plan: Plan,
         meter: Meter | None,
+        connected: Callable[[], None] | None,
     ) -> None:
-        self.protocol, self.port, self.utterances, self.plan, self.meter = (
-            protocol,
-            port,
-            utterances,
-            plan,
-            meter,
-        )
+        self.protocol, self.port, self.utterances, self.plan = protocol, port, utterances, plan
+        self.meter, self.connected = meter, connected
         self.result = Measured(plan.clients)
         rng = np.random.default_rng(plan.seed)
         self.packets = [plan.packets[i % len(plan.packets)] for i in range(plan.clients)]
@@ -273,6 +280,10 @@ class _Load:
         for client in range(self.plan.clients):
             self._next(client, begin + self.starts[client], iter(self._playlist(client)))
         await asyncio.sleep(self.first - self.loop.time())
+        if self.connected is not None:
+            while not all(talk.is_answered for talk in self.talks) and self.loop.time() < self.last:
+                await asyncio.sleep(0.01)
+            self.connected()
         cpu, began = self._cpu(), time.monotonic()
         await self._watch(until=self.last)
         self.last = min(self.last, self.loop.time())

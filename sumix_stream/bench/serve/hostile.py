@@ -47,7 +47,8 @@ def hostile_rows(
         for phase in phases:
             before = server.meter.rss_bytes()
             hostile = _start_hostile(server.port, max_streams, plan) if phase.startswith("hostile") else None
-            measured = run_load(server_protocol, server.port, long, plan, server.meter)
+            let_loose = None if hostile is None else hostile.stdin.close
+            measured = run_load(server_protocol, server.port, long, plan, server.meter, let_loose)
             outcomes, hostile_cpu = _result(hostile)
             left = _settle(server)
             row = _row(phase, measured, references, before, server.meter.rss_bytes(), left)
@@ -75,17 +76,18 @@ def _row(
 
 
 def _start_hostile(port: int, max_streams: int, plan: Plan) -> subprocess.Popen:
-    """They come when every healthy client speaks, and stay until the last of them has ended."""
-    numbers = (port, max_streams, plan.warm, plan.seconds)
+    """They come when their standard input is closed, and stay until the last healthy client has ended."""
+    numbers = (port, max_streams, plan.seconds)
     command = [sys.executable, "-m", "sumix_stream.bench.serve.hostile_clients", *map(str, numbers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _result(hostile: subprocess.Popen | None) -> tuple[dict[str, int], float]:
     """What became of the hostile clients, and their seconds of the processor."""
     if hostile is None:
         return {}, 0.0
-    output, _ = hostile.communicate()
+    output = hostile.stdout.read()
+    hostile.wait()
     if hostile.returncode:
         raise RuntimeError(f"the hostile clients failed with status {hostile.returncode}")
     found = json.loads(output)

@@ -1,7 +1,7 @@
 """Clients that break the rules, for a while, in a process of their own.
 
-python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS DELAY_SECONDS SECONDS prints as JSON what became of
-them."""
+python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS begins when its standard input ends, and
+prints as JSON what became of them."""
 
 from __future__ import annotations
 
@@ -212,13 +212,13 @@ def _aborting(writer: asyncio.StreamWriter):
         writer.transport.abort()
 
 
-def main(port: int, max_streams: int, delay: float, seconds: float) -> None:
+def main(port: int, max_streams: int, seconds: float) -> None:
     os.nice(19)  # hostile clients have machines of their own: what these compute should not slow the healthy ones
-    time.sleep(delay)
+    sys.stdin.read()
     outcomes = asyncio.run(HostileClients(port, max_streams, time.monotonic() + seconds).run())
     times = os.times()
     print(json.dumps({"outcomes": outcomes, "cpu_seconds": times.user + times.system}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
