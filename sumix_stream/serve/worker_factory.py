@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
@@ -23,6 +24,8 @@ from sumix_stream.runtime.threads import set_num_threads
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 START_SECONDS = 120.0
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+_log = logging.getLogger(__name__)
 _END_SECONDS = 5.0  # from a closed pipe to the process's end
 RunWorker = Callable[[Connection, StreamingRecognizer], None]
 
@@ -84,7 +87,8 @@ class WorkerFactory:
         context = multiprocessing.get_context("spawn")
         self._control, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, *self._arguments), name="sumix-factory", daemon=True)
-        self._process.start()
+        with _one_blas_thread():
+            self._process.start()
         theirs.close()
         try:
             ready = self._control.poll(START_SECONDS) and self._control.recv() == "ready"
@@ -96,6 +100,22 @@ class WorkerFactory:
             self._process.join()
             code = self._process.exitcode
             raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Processes begun inside import a NumPy whose BLAS starts no threads: they would be missing in copies.
+
+    No runtime's network multiplies by that BLAS.
+    """
+    before = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_BLAS_THREADS]
+        if before is not None:
+            os.environ[_BLAS_THREADS] = before
 
 
 def _run(
@@ -111,7 +131,8 @@ def _run(
     prepare()
     set_num_threads(1)  # others would be missing in copies
     recognizer = _made(make) if copied else None
-    if recognizer is not None and len(os.listdir("/proc/self/task")) > 1:
+    if recognizer is not None and (num_threads := len(os.listdir("/proc/self/task"))) > 1:
+        _log.warning("workers do not share the model's memory: its process has %d threads, not one", num_threads)
         recognizer = None
     control.send("ready")
     with contextlib.suppress(EOFError, OSError):

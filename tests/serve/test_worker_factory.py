@@ -59,7 +59,8 @@ def ask(pipe, question="who"):
 
 @linux
 @pytest.mark.parametrize(("make", "copied"), [(make_one, True), (make_with_a_thread, True), (make_one, False)])
-def test_workers_answer_whether_or_not_the_model_is_copied(make, copied):
+def test_workers_answer_whether_or_not_the_model_is_copied(make, copied, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # as many as the machine has where nothing is set
     factory = WorkerFactory(make, copied, 2, prepare, live)
     pipes, pids = zip(*(factory.spawn() for _ in range(2)), strict=True)
     try:
