@@ -74,6 +74,7 @@ class Measured:
     client_cpu: float = 0.0  # share of one core
     server_cpu: float = 0.0  # the same
     server_rss: list[int] = field(default_factory=list)  # bytes, over the measured time
+    server_pss: int | None = None  # bytes, at its end
     gave_up: bool = False
 
 
@@ -290,6 +291,7 @@ class _Load:
         self.result.seconds = self.last - self.first
         elapsed = max(time.monotonic() - began, _WATCH_SECONDS)
         used = [now - then for now, then in zip(self._cpu(), cpu)]
+        self.result.server_pss = None if self.meter is None else self.meter.pss_bytes()
         self.result.client_cpu, self.result.server_cpu = (seconds / elapsed for seconds in used)
         if not self.result.gave_up:
             await self._last_results()

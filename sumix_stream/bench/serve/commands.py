@@ -196,7 +196,7 @@ class Setup:
         room = str(4 * self.request.most)
         if name in ("ours", "bf16"):
             precision = "fp32" if name == "ours" else name
-            about = f"our server, PyTorch, {self.threads} threads, --workers {self.workers}, --precision {precision}"
+            about = f"our server, {self.threads} threads, --workers {self.workers}, --precision {precision}"
             options = ("--max-streams", room, "--precision", precision)
             return self.serve(name, self.model, *options), self.ours, about
         if name == "bundle":
@@ -239,7 +239,9 @@ def _contender(name: str, setup: Setup, utterances: Sequence[np.ndarray], say: S
     """Started, asked for its references, and paused."""
     server, server_protocol, about = setup.start(name, utterances, say)
     with server:
+        rss, pss = server.meter.rss_bytes() / 1e6, (server.meter.pss_bytes() or 0) / 1e6
         references = [flood(server_protocol, server.port, [samples])[0][0] for samples in utterances]
+        about += f"; listening after {server.start_seconds:.1f} s, then {rss:.0f} MB RSS, {pss:.0f} MB PSS"
         say(f"{name}: {about}")
         if not any(references):
             say(f"{name}: recognises nothing in this audio, so that equal texts mean little")

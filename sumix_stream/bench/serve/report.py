@@ -116,14 +116,14 @@ def _head(title: str, place: Mapping[str, str], facts: Mapping[str, Any]) -> lis
 
 def _table(rows: Sequence[Row]) -> list[str]:
     head = "contender | clients | chunk ms p50 | p95 | p99 | final ms p50 | p95 | p99 | chunks | texts right"
-    more = "server CPU | ms of it a chunk | server MB | clients' CPU | real time"
-    lines = [f"| {head} | {more} |", "|---|" + "--:|" * 13 + "---|"]
+    more = "server CPU | ms of it a chunk | server MB | PSS | clients' CPU | real time"
+    lines = [f"| {head} | {more} |", "|---|" + "--:|" * 14 + "---|"]
     for row in rows:
         cells = [row["contender"], str(row["clients"])]
         cells += [f"{row[f'{what}_ms_p{q}']:.0f}" for what in ("chunk", "final") for q in verdict.QUANTILES]
         cells += [str(row["chunks"]), f"{row['streams_compared'] - row['texts_wrong']} of {row['streams_compared']}"]
         cells += [f"{row['server_cpu_percent']:.0f} %", f"{row['server_cpu_ms_per_chunk']:.1f}"]
-        cells += [f"{row['server_rss_mb']:.0f}"]
+        cells += [f"{row['server_rss_mb']:.0f}", f"{row['server_pss_mb']:.0f}"]
         cells += [f"{row['client_cpu_percent']:.0f} %", f"no: {row['note']}" if row["note"] else "yes"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

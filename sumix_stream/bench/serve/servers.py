@@ -20,7 +20,7 @@ NEVER = 1e6  # seconds of silence or speech: no endpoints, so that texts can be 
 
 
 class Meter:
-    """Processor time and memory of a process and its children, from /proc. Memory that they share counts for each.
+    """Processor time and memory of a process and its children, from /proc. RSS counts what they share for each.
 
     Raises ValueError where there is no such thing.
     """
@@ -38,12 +38,24 @@ class Meter:
     def rss_bytes(self) -> int:
         return sum(map(self._rss_bytes, self._family()))
 
+    def pss_bytes(self) -> int | None:
+        """Resident memory in which what several processes share counts once; None where the kernel does not tell."""
+        found = [self._pss_bytes(pid) for pid in self._family()]
+        return None if None in found else sum(found)
+
     def _cpu_seconds(self, pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / self._tick
 
     def _rss_bytes(self, pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * self._page
+
+    def _pss_bytes(self, pid: int) -> int | None:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+        return None
 
     def _family(self) -> list[int]:
         found = [self._pid]
@@ -56,8 +68,9 @@ class Meter:
 class ServerProcess:
     """A running server on the loopback interface; a context manager, at whose end it is stopped."""
 
-    def __init__(self, name: str, process: subprocess.Popen, port: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen, port: int, start_seconds: float) -> None:
         self.name, self.process, self.port = name, process, port
+        self.start_seconds = start_seconds  # from its start until it listens
         self.meter = Meter(process.pid)
 
     def pause(self) -> None:
@@ -168,10 +181,11 @@ def _start(command: Sequence[str], log: Path, cores: Collection[int], environmen
 
 
 def _once_it_listens(name: str, process: subprocess.Popen, log: Path, find_port) -> ServerProcess:
-    deadline = time.monotonic() + _START_SECONDS
+    began = time.monotonic()
+    deadline = began + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         if (port := find_port()) is not None:
-            return ServerProcess(name, process, port)
+            return ServerProcess(name, process, port, time.monotonic() - began)
         time.sleep(0.05)
     process.kill()
     process.wait()

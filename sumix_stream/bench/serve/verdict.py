@@ -71,6 +71,7 @@ def figures(measured: Measured, references: Sequence[str], bound_seconds: float)
         "server_cpu_percent": 100 * measured.server_cpu,
         "server_cpu_ms_per_chunk": 1e3 * measured.server_cpu * measured.seconds / max(1, len(measured.chunks)),
         "server_rss_mb": float(np.median(measured.server_rss)) / 1e6 if measured.server_rss else float("nan"),
+        "server_pss_mb": float("nan") if measured.server_pss is None else measured.server_pss / 1e6,
         "client_cpu_percent": 100 * measured.client_cpu,
         "client_late_ms_p99": quantiles([(0.0, late) for late in measured.lateness])[99],
         "seconds": measured.seconds,
