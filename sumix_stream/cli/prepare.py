@@ -29,7 +29,10 @@ def arguments() -> argparse.Namespace:
     share = "share of the audio (at most {}) or number of utterances for {}, where the sources name none; default 0.05"
     add("--valid", type=float, default=0.05, help=share.format("1 hour", "validation"))
     add("--test", type=float, default=0.05, help=share.format("5 hours", "the test"))
-    add("--ignore-splits", action="store_true", help="divide anew, whatever the sources say")
+    whole = "sources that are the {} as they are; may be repeated"
+    for part, name in (("valid", "validation set"), ("test", "test set")):
+        add(f"--{part}-source", type=Path, action="append", default=[], metavar="SOURCE", help=whole.format(name))
+    add("--ignore-splits", action="store_true", help="divide anew, whatever SOURCEs say")
     add(
         "--keep-overlaps",
         action="store_true",
@@ -74,7 +77,7 @@ def columns(text: str | None) -> dict[str, str]:
 
 
 def main(args: argparse.Namespace) -> int:
-    from sumix_stream.corpora.own_data import RECIPE, Settings, prepare
+    from sumix_stream.corpora.own_data import RECIPE, Given, Settings, prepare
     from sumix_stream.corpora.readers.base import ReadOptions
     from sumix_stream.report.data_page import write_data_page
     from sumix_stream.train.optim import default_learning_rate
@@ -103,7 +106,11 @@ def main(args: argparse.Namespace) -> int:
         read=ReadOptions(columns(args.columns), args.audio_root, args.encoding, args.allow_commands, args.speaker),
     )
     summary = prepare(
-        [(path, args.kind) for path in args.sources],
+        [
+            *(Given(path, args.kind) for path in args.sources),
+            *(Given(path, args.kind, "valid") for path in args.valid_source),
+            *(Given(path, args.kind, "test") for path in args.test_source),
+        ],
         args.out,
         settings,
         learning_rate=default_learning_rate,

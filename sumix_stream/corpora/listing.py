@@ -22,6 +22,14 @@ LONGEST_ID = 100  # characters
 _NOT_PLAIN = re.compile(r"[^\w.+@=-]+")
 
 
+class Given(NamedTuple):
+    """A source as people give it: the kind None is recognised; with a `split` all of it belongs to that part."""
+
+    path: Path
+    kind: str | None = None
+    split: str = ""
+
+
 class Source(NamedTuple):
     """What was given, what it is, and how many utterances it names."""
 
@@ -39,7 +47,7 @@ class Listing(NamedTuple):
 
 
 def write_items(
-    sources: Sequence[tuple[Path, str | None]],
+    sources: Sequence[Given],
     path: Path,
     normalise: TextNormaliser,
     options: ReadOptions,
@@ -47,13 +55,13 @@ def write_items(
     use_splits: bool = True,
     keep_overlaps: bool = False,
 ) -> Listing:
-    """Write every utterance of `sources` (with the kind of each, or None) as a line of JSON to `path`.
+    """Write every utterance of `sources` as a line of JSON to `path`.
 
     A line is the item and, of its file, size and time: what is made of this list is as old as it. Whole files come in
     the order of reading, then parts of recordings, those of one recording together.
 
     Args:
-        use_splits: keep what the sources say of train, valid and test.
+        use_splits: keep what the sources say of train, valid and test, where they were not given as such.
         keep_overlaps: use utterances of one recording whose times overlap, in which more is said than is written.
 
     Raises:
@@ -68,7 +76,7 @@ def write_items(
     speaker = re.compile(options.speaker) if options.speaker else None
     aside = path.with_name(path.name + ".part")
     with open(aside, "w", encoding="utf-8") as file, tqdm(desc="reading", unit="line", disable=None) as bar:
-        for source, named in sources:
+        for source, named, part in sources:
             kind, before = reader_of(source, named), count
             for item in READERS[kind].read(source, options):
                 bar.update()
@@ -78,7 +86,7 @@ def write_items(
                 if speaker is not None and (match := speaker.search(item.audio)):
                     item = item._replace(speaker=match[1])
                 text = normalise(item.text, item.language)
-                item = item._replace(text=text, split=item.split if use_splits else "")
+                item = item._replace(text=text, split=part or (item.split if use_splits else ""))
                 if (fault := _fault(item, heard)) is not None:
                     faults.append(Fault(item.split, item.id, *fault, False, item.file, item.line))
                     continue
@@ -95,7 +103,7 @@ def write_items(
     count -= sum(fault.fault == "overlap" for fault in faults)
     if not count:
         reasons = "; ".join(f"{f.file}:{f.line}: {f.fault} ({f.detail})" for f in faults[:3])
-        raise ValueError(f"{', '.join(str(s) for s, _ in sources)}: no utterance that can be used. {reasons}")
+        raise ValueError(f"{', '.join(str(given.path) for given in sources)}: no utterance that can be used. {reasons}")
     aside.replace(path)
     return Listing(found, count, faults)
 

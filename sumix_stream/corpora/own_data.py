@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from sumix_stream.corpora.checking import Checks, check_items
 from sumix_stream.corpora.faults import Fault, FaultyUtterance, print_summary, read_report, write_report
-from sumix_stream.corpora.listing import Listing, item_of, pieces_of_work, write_items
+from sumix_stream.corpora.listing import Given, Listing, item_of, pieces_of_work, write_items
 from sumix_stream.corpora.parts import write_parts
 from sumix_stream.corpora.preparation import finish
 from sumix_stream.corpora.readers.base import ReadOptions
@@ -50,7 +50,7 @@ class Settings:
 
 
 def prepare(
-    sources: Sequence[tuple[Path, str | None]],
+    sources: Sequence[Given],
     out_dir: Path,
     settings: Settings,
     *,
@@ -59,7 +59,7 @@ def prepare(
     machine: Machine | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
-    """Prepare `out_dir` from `sources` (each with its kind, or None: recognised); the summary.
+    """Prepare `out_dir` from `sources`; the summary.
 
     What was done before with the same sources and settings is not done again.
 
@@ -78,7 +78,7 @@ def prepare(
     work.mkdir(parents=True, exist_ok=True)
     audio.mkdir(exist_ok=True)
     normalise = TextNormaliser(settings.case, settings.punctuation)
-    absolute = [(Path(path).absolute(), kind) for path, kind in sources]
+    absolute = [given._replace(path=Path(given.path).absolute()) for given in sources]
     # Always read anew: that takes seconds, and what follows is as old as this list.
     kept = {"use_splits": settings.use_splits, "keep_overlaps": settings.keep_overlaps}
     listing = write_items(absolute, work / "items.jsonl", normalise, settings.read, **kept)
@@ -200,8 +200,8 @@ def _truncate(path: Path, lines: int) -> None:
         file.truncate(file.tell())
 
 
-def _refuse_own_sources(sources: Sequence[tuple[Path, str | None]], out_dir: Path) -> None:
-    for path, _ in sources:
+def _refuse_own_sources(sources: Sequence[Given], out_dir: Path) -> None:
+    for path, _, _ in sources:
         if out_dir == Path(path).absolute() or out_dir in Path(path).absolute().parents:
             raise ValueError(f"--out {out_dir}: {path} lies in it; name another folder, so that nothing is overwritten")
 
@@ -250,4 +250,4 @@ def _print_result(summary: dict[str, Any], out_dir: Path) -> None:
         print(f"{number} kept, but {kind}: listen to some in {out_dir / PAGE}")
 
 
-__all__ = ["Listing", "Settings", "check", "prepare"]
+__all__ = ["Given", "Listing", "Settings", "check", "prepare"]

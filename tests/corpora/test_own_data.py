@@ -15,7 +15,7 @@ from sumix_stream.config.reader import load_recipe
 from sumix_stream.corpora import own_data
 from sumix_stream.corpora.checking import Checks
 from sumix_stream.corpora.faults import read_report
-from sumix_stream.corpora.listing import item_of, pieces_of_work, plain_name, write_items
+from sumix_stream.corpora.listing import Given, item_of, pieces_of_work, plain_name, write_items
 from sumix_stream.corpora.own_data import Settings, check, prepare
 from sumix_stream.corpora.readers.base import Item, ReadOptions
 from sumix_stream.corpora.recipe_writer import Machine
@@ -31,7 +31,8 @@ CPU = Machine(2)
 def run(out, *sources, jobs=1, **settings):
     settings = {"valid": 4, "test": 4, **settings}
     options = {"learning_rate": lambda dim, seconds: 1e-3, "write_page": write_data_page, "machine": CPU, "jobs": jobs}
-    return prepare([(source, None) for source in sources], out, Settings(**settings), **options)
+    given = [source if isinstance(source, Given) else Given(source) for source in sources]
+    return prepare(given, out, Settings(**settings), **options)
 
 
 def modified(folder):
@@ -77,6 +78,16 @@ def test_a_folder_becomes_one_that_trains(own, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "<script" not in page
     assert "unreadable audio" in page and not (out / "audio").exists()
+
+
+def test_sources_named_for_a_set_are_that_set(own, tmp_path):
+    write_own_folder(tmp_path / "dev", speakers=1, each=2)
+    (tmp_path / "dev").rename(tmp_path / "train-other")
+    named = Given(tmp_path / "train-other", None, "valid")
+    summary = run(tmp_path / "out", own, named, use_splits=False, test=0)
+    assert summary["parts"]["train"]["utterances"] == 24 and summary["notes"][-1] == "valid: as the sources say"
+    files = [cut.recording.sources[0].source for cut in load_cuts(tmp_path / "out" / "cuts_valid.jsonl.gz")]
+    assert len(files) == 2 and all("train-other" in file for file in files)
 
 
 def test_every_line_of_the_recipe_says_why(own, tmp_path):
@@ -194,7 +205,7 @@ def test_the_list_keeps_parts_of_a_recording_together(tmp_path):
     table = "path\tstart\tend\ttext\n" + "".join(f"{p}\t{s}\t{e}\tWORD\n" for p, s, e in rows)
     (tmp_path / "t.tsv").write_text(table)
     path = tmp_path / "items.jsonl"
-    listing = write_items([(tmp_path / "t.tsv", None)], path, TextNormaliser(), ReadOptions())
+    listing = write_items([Given(tmp_path / "t.tsv")], path, TextNormaliser(), ReadOptions())
     assert listing.num_items == 5 and not listing.faults
     pieces = [[item_of(line) for line in piece] for piece in pieces_of_work(path)]
     assert [[item.audio[-5] for item in piece] for piece in pieces] == [["c"], ["a", "a"], ["b", "b"]]
@@ -209,7 +220,7 @@ def test_utterances_that_overlap_are_left_out_both(tmp_path):
     path = tmp_path / "items.jsonl"
 
     def lines(**options):
-        listing = write_items([(tmp_path / "t.tsv", None)], path, TextNormaliser(), ReadOptions(), **options)
+        listing = write_items([Given(tmp_path / "t.tsv")], path, TextNormaliser(), ReadOptions(), **options)
         found = sorted(item_of(line).line for piece in pieces_of_work(path) for line in piece)
         assert listing.num_items == len(found)
         return found, listing.faults
@@ -226,7 +237,7 @@ def test_an_interrupted_check_goes_on(tmp_path, monkeypatch, lines, jobs):
     write_own_folder(tmp_path / "own", speakers=1, each=8)
     monkeypatch.setattr("sumix_stream.corpora.listing.BATCH", 2)
     items, path = tmp_path / "items.jsonl", tmp_path / "checked.jsonl"
-    write_items([(tmp_path / "own", None)], items, TextNormaliser(), ReadOptions())
+    write_items([Given(tmp_path / "own")], items, TextNormaliser(), ReadOptions())
     checks = Checks(str(tmp_path))
     check(items, path, checks, 8, jobs)
     whole = path.read_bytes()
