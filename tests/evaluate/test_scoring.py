@@ -87,7 +87,7 @@ def test_report_files(tmp_path):
     text = path.read_text()
     assert text.startswith(errors.summary())
     assert "S 1  D 1  I 1" in text
-    assert "  ref  one  TWO\n  hyp  one  THREE" in text
+    assert "  ref  one  [two]\n  hyp  one  [three]" in text
     saved = json.loads(path.with_name("report.json").read_text())
     assert saved["rtf"] == 0.5
     assert saved["wer"] == pytest.approx(3 / 4)
