@@ -108,9 +108,7 @@ def check_file(item: Item, path: str, checks: Checks) -> Checked:
     """
     rate, num_channels, frames, known = _header(path)
     if rate is None:  # libsndfile does not read it; whatever else is installed might
-        channel = item.channel if item.channel is not None else checks.channel
-        samples, rate = _read_otherwise(path, channel, item.channel is not None)
-        return _written(item, samples, rate, 1, checks)
+        return _written(item, *_read_otherwise(item, path, checks), 1, checks)
     if known:
         check_duration(frames / rate, checks.min_seconds, checks.max_seconds)
     channel = item.channel if item.channel is not None else checks.channel
@@ -149,15 +147,14 @@ def _header(path: str) -> tuple[int | None, int, int, bool]:
     return rate, num_channels, frames, known
 
 
-def _read_otherwise(path: str, channel: int | None = None, named: bool = False) -> tuple[np.ndarray, int]:
-    """By whatever else is installed; `named`: the source asks for this channel, not --channel."""
+def _read_otherwise(item: Item, path: str, checks: Checks) -> tuple[np.ndarray, int]:
+    channel = item.channel if item.channel is not None else checks.channel
     try:
         with open_audio(path) as file:
-            if channel is None or (file.num_channels == 1 and not named):
+            if channel is None or (file.num_channels == 1 and item.channel is None):
                 channel = MIX  # --channel is for files that have several
             elif channel >= file.num_channels:
-                detail = f"{path}: channel {channel} of {file.num_channels} (the first is 0)"
-                raise FaultyUtterance("bad channel", detail)
+                raise FaultyUtterance("bad channel", f"{path}: channel {channel} of {file.num_channels} (from 0)")
             return np.concatenate(list(file.mono(channel))), file.sample_rate
     except AudioError as error:
         raise FaultyUtterance("unreadable audio", str(error)) from None

@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple, TextIO
 
+from sumix_stream.streaming.captions import text_width
+
 GAP, _CIRCLE = "*", "\u25cc"
 
 
@@ -23,14 +25,6 @@ COLOUR = Marks("\x1b[1;31m", "\x1b[0m", 0)
 def marks_for(file: TextIO) -> Marks:
     """Colour where a person sees it, and has not set NO_COLOR."""
     return COLOUR if file.isatty() and not os.environ.get("NO_COLOR") else BRACKETS
-
-
-def text_width(text: str) -> int:
-    """Columns of a terminal: two of a wide character, none of a mark upon another."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
 
 
 def columns(pairs: Iterable[tuple[str | None, str | None]], marks: Marks, between: str) -> tuple[str, str]:

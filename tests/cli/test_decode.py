@@ -276,7 +276,7 @@ def test_an_error_in_one_file_stops_no_other(door, exp, tmp_path, name):
 
 
 def test_a_failure_while_recognising_is_named_too(door, exp, monkeypatch):
-    from sumix_stream.cli import decoding
+    from sumix_stream.streaming import recordings
 
     calls = []
 
@@ -286,8 +286,8 @@ def test_a_failure_while_recognising_is_named_too(door, exp, monkeypatch):
             raise RuntimeError("no memory")
         return transcribe_batch(*arguments, **options)
 
-    transcribe_batch = decoding.transcribe_batch
-    monkeypatch.setattr(decoding, "transcribe_batch", fails_once)
+    transcribe_batch = recordings.transcribe_batch
+    monkeypatch.setattr(recordings, "transcribe_batch", fails_once)
     code, out, err = door("decode", exp / "0.wav", exp / "1.wav")
     assert code == 2 and len(calls) == 2
     assert f"decode: {exp / '0.wav'}: RuntimeError: no memory" in err
