@@ -92,5 +92,5 @@ def last_start(pieces: Sequence[str]) -> int:
 
 def is_spaceless(texts: Sequence[str] | str) -> bool:
     """Whether most letters are of scripts without spaces: then characters are counted, not words."""
-    letters = [c for text in ([texts] if isinstance(texts, str) else texts) for c in text if c.isalnum()]
+    letters = [c for text in ([texts] if isinstance(texts, str) else texts) for c in text if c.isalpha()]
     return 2 * sum(map(writes_no_spaces, letters)) > len(letters)
