@@ -62,6 +62,9 @@ setup(
         "export": [*TRAIN, "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "onnx": ["onnxruntime>=1.20"],  # runs exported bundles
         "demo": ["espeakng-loader>=0.2.4"],  # eSpeak NG, which speaks the corpus of egs/mini
+        # M4A, MP4, WebM, AAC and other files that libsndfile does not read; its wheels hold FFmpeg's libraries.
+        "media": ["av>=14.2"],
+        "microphone": ["sounddevice>=0.5"],  # bin/stream_decode --microphone; needs the system's PortAudio on Linux
         "bench": ["matplotlib>=3.8"],  # plots of bin/bench
         # The pages of docs/: the builder, its theme (maintained until May 2027; Zensical is to follow), and
         # the reference of the public functions from their docstrings.
@@ -70,6 +73,7 @@ setup(
             *("pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"),
             # The stock recogniser and server that run our bundles (some before 2.0 emit at most one token a frame).
             *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
+            "av>=14.2",  # makes and reads the files of the extra `media`
         ],
     },
 )

@@ -10,7 +10,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 # Libraries that are not part of the light install, and the extra that brings them.
 _TRAIN = "torch torchaudio triton lhotse lightning lightning_fabric tensorboard PIL tqdm kaldialign"
-_EXTRAS = dict.fromkeys(_TRAIN.split(), "train") | {"onnx": "export", "onnxscript": "export", "matplotlib": "bench"}
+_EXTRAS = dict.fromkeys(_TRAIN.split(), "train") | {
+    "onnx": "export",
+    "onnxscript": "export",
+    "matplotlib": "bench",
+    "av": "media",
+}
 
 
 def missing(error: ImportError) -> str:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sumix_stream.audio import read_audio, resample
+from sumix_stream.audio.channels import Channel
+from sumix_stream.audio.files import AudioFile
+from sumix_stream.cli.recordings import Wanted, each_recording
 from sumix_stream.context import ChunkContext
+from sumix_stream.search.hypothesis import Hypothesis, Word
 from sumix_stream.search.options import GREEDY, SearchOptions
-from sumix_stream.search.words import words_of
 from sumix_stream.streaming.endpointing import Endpointing
-from sumix_stream.streaming.live import play_words
-from sumix_stream.streaming.offline import transcribe_batch, transcribe_nbest
+from sumix_stream.streaming.live import CUTS, Gathered, play_words
 from sumix_stream.streaming.recognizer import Recognizer
+from sumix_stream.streaming.recordings import LONGEST_PART, recognise
+from sumix_stream.streaming.transcripts import Transcript
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
     from sumix_stream.data.manifests import Utterance
     from sumix_stream.evaluate.error_rates import Evaluation, OnUtterance
 
-BAD_INPUT = 2  # exit code
+WORST = 3  # utterances shown on a terminal
+_log = logging.getLogger(__name__)
 
 
 def report_directory(
@@ -47,8 +52,9 @@ def score_streaming(
     num_streams: int,
     push_seconds: float,
     options: SearchOptions = GREEDY,
+    errors: int | None = None,
 ) -> int:
-    """Decode a manifest as live streams; print figures and write the report."""
+    """Decode a manifest as live streams; print figures and the `errors` worst utterances, and write the report."""
     with _progress(manifest) as (cuts, advance):
         from sumix_stream.evaluate.error_rates import streaming_wer
 
@@ -63,7 +69,7 @@ def score_streaming(
             on_utterance=advance,
             runtime=recognizer.runtime_name,
         )
-    return _report(evaluation, manifest, out, options)
+    return _report(evaluation, manifest, out, options, errors)
 
 
 def score_masked(
@@ -73,8 +79,9 @@ def score_masked(
     out: Path,
     batch_size: int,
     options: SearchOptions = GREEDY,
+    errors: int | None = None,
 ) -> int:
-    """Decode a manifest in whole utterances; print figures and write the report."""
+    """Decode a manifest in whole utterances; print figures and the `errors` worst utterances, and write the report."""
     with _progress(manifest) as (cuts, advance):
         from sumix_stream.evaluate.error_rates import masked_wer
 
@@ -88,58 +95,94 @@ def score_masked(
             on_utterance=advance,
             runtime=recognizer.runtime_name,
         )
-    return _report(evaluation, manifest, out, options)
+    return _report(evaluation, manifest, out, options, errors)
 
 
 def print_text(
     recognizer: Recognizer,
-    paths: Sequence[Path],
+    wanted: Wanted,
     context: ChunkContext,
     times: bool,
     options: SearchOptions = GREEDY,
+    longest: float = LONGEST_PART,
 ) -> int:
-    """Print the text of each file, with `times` one word a line at its time, and what else the n-best list holds."""
-    runtime, tokenizer = recognizer.runtime(context), recognizer.tokenizer
-    timebase = runtime.timebase
+    """Recognise recordings, each as a whole, and write their transcripts; without a format print the text of each, with
+    `times` one word a line at its time, and what else the n-best list holds."""
 
-    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        samples = resample(samples, sample_rate, timebase.sample_rate)
-        if options.method == "greedy":
-            (hypothesis,), others = transcribe_batch(runtime, tokenizer, [samples], options), []
-        else:
-            (((hypothesis, best), *others),) = transcribe_nbest(runtime, tokenizer, [samples], options)
-        print(f"{path}: {hypothesis.text}")
-        for word in words_of(hypothesis, tokenizer, timebase.encoder_frame_seconds) if times else []:
+    def one(file: AudioFile, channel: Channel, number: int | None) -> Transcript | bool:
+        found = recognise(recognizer, file.mono(channel), file.sample_rate, context, options, longest)
+        if found.num_parts > 1:
+            about = f"{found.num_parts} parts of at most {longest:g} s, cut at quiet places"
+            _log.warning(
+                "%s: full context of %.0f s is that of %s (--longest, --chunk)", file.name, found.seconds, about
+            )
+        hypothesis, words = found.hypothesis, recognizer.words(found.hypothesis)
+        if wanted.format is not None:
+            return _transcript(file, hypothesis, words, found.seconds, number, wanted, context)
+        print(f"{_titled(file, number)}: {hypothesis.text}")
+        for word in words if times else []:
             print(f"  {word.start:8.2f} s  {word.text}")
-        for rank, (other, score) in enumerate(others, 2):
-            print(f"  {rank}. {score - best:+.2f}  {other.text}")
+        for rank, other in enumerate(found.alternatives[1:], 2):
+            print(f"  {rank}. {other.score - found.alternatives[0].score:+.2f}  {other.hypothesis.text}")
         return True
 
-    return _each_file(paths, one)
+    return each_recording(wanted, one)
 
 
 def print_live(
     recognizer: Recognizer,
-    paths: Sequence[Path],
+    wanted: Wanted,
     context: ChunkContext,
     push_seconds: float,
     realtime: bool,
     options: SearchOptions = GREEDY,
 ) -> int:
-    """Print words as they come: how much has been heard, then each new word after its own time."""
-    streaming = recognizer.streaming(context, search=options)
+    """Recognise recordings as they would come live and write their transcripts; without a format print words as they
+    come: how much has been heard, then each new word after its own time."""
+    streaming = recognizer.streaming(context, search=options, endpointing=CUTS)
 
-    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        model_rate = recognizer.timebase.sample_rate
-        resampled = "" if sample_rate == model_rate else f", resampled to {model_rate} Hz"
-        print(f"{path}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{resampled}; heard | time and word")
-        stream = streaming.create_stream()
-        for heard, words in play_words(recognizer, stream, samples, sample_rate, push_seconds, realtime):
-            print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
-        print(f"{path}: {stream.result().text}")
+    def one(file: AudioFile, channel: Channel, number: int | None) -> Transcript | bool:
+        name, quiet, gathered, seconds = _titled(file, number), wanted.format is not None, Gathered(), 0.0
+        if not quiet:
+            model_rate = recognizer.timebase.sample_rate
+            resampled = "" if file.sample_rate == model_rate else f", resampled to {model_rate} Hz"
+            length = "" if file.num_samples is None else f"{file.num_samples / file.sample_rate:.2f} s "
+            print(f"{name}: {length}at {file.sample_rate} Hz{resampled}; heard | time and word", flush=True)
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal seconds
+            for block in file.mono(channel):
+                seconds += len(block) / file.sample_rate
+                yield block
+
+        for heard, words in play_words(streaming, counted(), file.sample_rate, push_seconds, realtime, gathered):
+            if not quiet:
+                print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
+        hypothesis = gathered.hypothesis(recognizer.tokenizer)
+        if quiet:
+            words = recognizer.words(hypothesis)
+            return _transcript(file, hypothesis, words, seconds, number, wanted, context)
+        print(f"{name}: {hypothesis.text}")
         return True
 
-    return _each_file(paths, one)
+    return each_recording(wanted, one)
+
+
+def _titled(file: AudioFile, number: int | None) -> str:
+    return file.name if number is None else f"{file.name} channel {number}"
+
+
+def _transcript(
+    file: AudioFile,
+    hypothesis: Hypothesis,
+    words: list[Word],
+    seconds: float,
+    number: int | None,
+    wanted: Wanted,
+    context: ChunkContext,
+) -> Transcript:
+    about = {"chunk_size": context.chunk_size, "left_context": context.left_context}
+    return Transcript(file.name, hypothesis, words, seconds, file.sample_rate, number, wanted.style, about)
 
 
 def play_long(
@@ -154,15 +197,14 @@ def play_long(
     return 0
 
 
-def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
+def check_exactness(recognizer: Recognizer, wanted: Wanted) -> int:
     """Print the grid of differences between streaming and masked forward; exit code 1 if one is too large."""
     from sumix_stream.evaluate.exactness import exactness_grid
 
-    def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
-        print(f"{path}: {len(samples) / sample_rate:.2f} s; C encoder frames of a chunk, L chunks of left context")
-        grid = exactness_grid(
-            recognizer.source, recognizer.tokenizer, samples, sample_rate, runtime=recognizer.runtime_name
-        )
+    def one(file: AudioFile, channel: Channel, number: int | None) -> bool:
+        samples, rate = np.concatenate(list(file.mono(channel))), file.sample_rate
+        print(f"{file.name}: {len(samples) / rate:.2f} s; C encoder frames of a chunk, L chunks of left context")
+        grid = exactness_grid(recognizer.source, recognizer.tokenizer, samples, rate, runtime=recognizer.runtime_name)
         print("\n".join(map(str, grid)))
         holds = all(cell.holds for cell in grid)
         print(
@@ -170,34 +212,11 @@ def check_exactness(recognizer: Recognizer, paths: Sequence[Path]) -> int:
         )
         return holds
 
-    return _each_file(paths, one)
+    return each_recording(wanted, one)
 
 
-def _each_file(paths: Sequence[Path], one: Callable[[Path, np.ndarray, int], bool]) -> int:
-    """Call `one` with every file; an error in one is named and stops no other. Exit code: 0, 1 if any call said no,
-    2 if a file failed."""
-    code, failed = 0, 0
-    command = Path(sys.argv[0]).name
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text in any encoding
-    for path in paths:
-        try:
-            if not one(path, *read_audio(path)):
-                code = max(code, 1)
-        except BrokenPipeError:  # nobody reads what is printed
-            raise
-        except Exception as error:
-            known = isinstance(error, ValueError | OSError)
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            named = reason if reason.startswith(f"{path}: ") else f"{path}: {reason}"
-            print(f"{command}: {named}", file=sys.stderr)
-            failed += 1
-    if failed and len(paths) > 1:
-        print(f"{command}: {failed} of {len(paths)} files could not be recognised", file=sys.stderr)
-    return BAD_INPUT if failed else code
-
-
-def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions) -> int:
+def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOptions, errors: int | None) -> int:
+    from sumix_stream.evaluate.marks import marks_for
     from sumix_stream.evaluate.scoring import write_report
 
     if not evaluation.word_errors.utterances:
@@ -205,6 +224,9 @@ def _report(evaluation: Evaluation, manifest: Path, out: Path, options: SearchOp
     extra = {"cuts": str(manifest), **options.describe(), **evaluation.to_dict()}
     report = write_report(out, evaluation.word_errors, extra)
     print(evaluation.summary())
+    shown = (WORST if sys.stdout.isatty() else 0) if errors is None else errors
+    for worst in evaluation.word_errors.first.worst(shown):
+        print(worst.format(marks_for(sys.stdout)))
     print(f"report {report}")
     return 0
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from sumix_stream.audio import AudioError, check_rate, check_samples, read_audio, resample
+from sumix_stream.audio import MIX, AudioError, check_rate, check_samples, open_audio, read_audio, resample
 from sumix_stream.corpora.faults import FaultyUtterance, check_duration
 from sumix_stream.corpora.preparation import SAMPLE_RATE, make_cut, write_flac
 from sumix_stream.corpora.readers.base import COMMAND, CUT, FILE, SHARD, Item
@@ -108,8 +108,7 @@ def check_file(item: Item, path: str, checks: Checks) -> Checked:
     """
     rate, num_channels, frames, known = _header(path)
     if rate is None:  # libsndfile does not read it; whatever else is installed might
-        samples, rate = _read_otherwise(path)
-        return _written(item, samples, rate, 1, checks)
+        return _written(item, *_read_otherwise(item, path, checks), 1, checks)
     if known:
         check_duration(frames / rate, checks.min_seconds, checks.max_seconds)
     channel = item.channel if item.channel is not None else checks.channel
@@ -148,9 +147,15 @@ def _header(path: str) -> tuple[int | None, int, int, bool]:
     return rate, num_channels, frames, known
 
 
-def _read_otherwise(path: str) -> tuple[np.ndarray, int]:
+def _read_otherwise(item: Item, path: str, checks: Checks) -> tuple[np.ndarray, int]:
+    channel = item.channel if item.channel is not None else checks.channel
     try:
-        return read_audio(path)
+        with open_audio(path) as file:
+            if channel is None or (file.num_channels == 1 and item.channel is None):
+                channel = MIX  # --channel is for files that have several
+            elif channel >= file.num_channels:
+                raise FaultyUtterance("bad channel", f"{path}: channel {channel} of {file.num_channels} (from 0)")
+            return np.concatenate(list(file.mono(channel))), file.sample_rate
     except AudioError as error:
         raise FaultyUtterance("unreadable audio", str(error)) from None
 
@@ -324,11 +329,17 @@ def _check_parts(members: list[Item], path: str, checks: Checks) -> list[Outcome
 
 
 def _check_parts_decoded(members: list[Item], path: str, checks: Checks) -> list[Outcome]:
-    """Of a file that cannot be read in blocks: decoded whole to one that can."""
-    samples, rate = _read_otherwise(path)
+    """Of a file that libsndfile cannot read in blocks: decoded to one that it can."""
     with tempfile.TemporaryDirectory(dir=checks.folder) as aside:
-        whole = Path(aside) / "whole.flac"
-        write_flac(whole, resample(samples, rate))
+        whole = Path(aside) / "whole.w64"
+        try:
+            with open_audio(path) as file:
+                form = {"samplerate": file.sample_rate, "channels": file.num_channels, "subtype": "FLOAT"}
+                with soundfile.SoundFile(whole, "w", format="W64", **form) as decoded:
+                    for block in file.blocks():
+                        decoded.write(block)
+        except AudioError as error:
+            raise FaultyUtterance("unreadable audio", str(error)) from None
         return _check_parts([item._replace(kind=COMMAND) for item in members], str(whole), checks)
 
 

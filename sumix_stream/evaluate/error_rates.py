@@ -74,8 +74,8 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What a training's validation goes by."""
-        return {"wer": self.wer}
+        """What a training's validation goes by: the first of word and character error rate, by the script."""
+        return self.word_errors.metrics
 
     @property
     def rtf(self) -> float:

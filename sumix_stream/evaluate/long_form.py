@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sumix_stream.evaluate.scoring import UtteranceErrors, WordErrors, align
+from sumix_stream.evaluate.scoring import CHARACTERS, WORDS, UtteranceErrors, WordErrors, align_units, units_of
+from sumix_stream.search.word_starts import is_spaceless
 from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -48,12 +49,16 @@ class LongForm:
     aged_ms: tuple[float, float] | None  # a chunk of the stream of minute 1 and of the last, in turn
 
     def summary(self) -> str:
-        lines = [f"{'minutes':>12}  {'WER':>7}  {'words':>6}  {'chunk, ms':>9}  {'RSS, MB':>8}"]
+        unit = self.word_errors.unit
+        rate = "CER" if unit == CHARACTERS else "WER"
+        lines = [f"{'minutes':>12}  {rate:>7}  {unit:>{len(unit) + 1}}  {'chunk, ms':>9}  {'RSS, MB':>8}"]
         for part in self.bins:
             rss = "unknown" if part.rss_mb is None else f"{part.rss_mb:.1f}"
             minutes = f"{part.begin / 60:.0f} to {part.end / 60:.1f}"
-            errors = part.word_errors
-            lines.append(f"{minutes:>12}  {errors.wer:7.2%}  {errors.num_words:6d}  {part.chunk_ms:9.2f}  {rss:>8}")
+            errors = part.word_errors.characters if unit == CHARACTERS else part.word_errors
+            lines.append(
+                f"{minutes:>12}  {errors.wer:7.2%}  {errors.num_words:{len(unit) + 1}d}  {part.chunk_ms:9.2f}  {rss:>8}"
+            )
         slope = "unknown" if self.rss_slope_mb is None else f"{self.rss_slope_mb:+.4f} MB a minute"
         lines.append(
             f"{self.audio_seconds / 60:.1f} minutes in one stream, {self.num_segments} segments; "
@@ -98,6 +103,7 @@ def long_form(
         raise ValueError("no utterances to play")
     if not (minutes > 0 and bin_minutes > 0):
         raise ValueError(f"minutes and bin_minutes must be above 0, got {minutes} and {bin_minutes}")
+    unit = CHARACTERS if is_spaceless([utterance.text for utterance in utterances]) else WORDS
     rate = recognizer.timebase.sample_rate
     silence = np.zeros(round(gap_seconds * rate), np.float32)
     stream = streaming.create_stream()
@@ -117,7 +123,7 @@ def long_form(
             when.append(heard / rate)
             state_nbytes = max(state_nbytes, stream.state_nbytes)
             if streaming.is_endpoint(stream):
-                words.extend(map(sys.intern, streaming.result(stream).text.split()))
+                words.extend(map(sys.intern, units_of(streaming.result(stream).text, unit)))
                 streaming.reset(stream)
                 segments += 1
 
@@ -137,10 +143,10 @@ def long_form(
     old = stream.snapshot()
     streaming.input_finished(stream)
     decode()
-    words.extend(streaming.result(stream).text.split())
+    words.extend(units_of(streaming.result(stream).text, unit))
 
     chunk_times = list(zip(when, taken, strict=True))
-    bins = _bins(texts, words, chunk_times, rss, bin_minutes * 60)
+    bins = _bins(texts, words, chunk_times, rss, bin_minutes * 60, unit)
     everything = WordErrors(tuple(errors for part in bins for errors in part.word_errors.utterances))
     by_minute: dict[int, list[float]] = {}
     for second, seconds in chunk_times:
@@ -179,19 +185,21 @@ def _bins(
     chunk_times: list[tuple[float, float]],
     rss: list[tuple[float, float]],
     bin_seconds: float,
+    unit: str = WORDS,
 ) -> tuple[Bin, ...]:
     """Errors are counted where one alignment of the whole stream puts them: no boundary invents any."""
-    whole = align("whole", " ".join(text for _, text in texts), " ".join(words))
+    spoken = [units_of(text, unit) for _, text in texts]
+    whole = align_units("whole", [one for units in spoken for one in units], words, unit)
     pairs = iter(whole.pairs)
     utterances: list[tuple[float, UtteranceErrors]] = []
-    for number, (end, text) in enumerate(texts):
-        own, missing = [], len(text.split())
+    for number, (end, _) in enumerate(texts):
+        own, missing = [], len(spoken[number])
         while missing:
             own.append(next(pairs))
             missing -= own[-1][0] is not None
         if number == len(texts) - 1:
             own.extend(pairs)
-        utterances.append((end, UtteranceErrors(f"{number}", tuple(own))))
+        utterances.append((end, UtteranceErrors(f"{number}", tuple(own), unit)))
     total = texts[-1][0]
     bins = []
     count = max(1, math.ceil(total / bin_seconds - 0.1))  # a short rest belongs to the last

@@ -34,12 +34,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class Measured:
-    """A word error rate, a fraction, of the bundle itself."""
+    """Error rates by words and by characters, fractions, of the bundle itself."""
 
     weights: str  # fp32 or int8
     manifest: str
     num_words: int
     wer: float
+    cer: float
+    unit: str = "words"  # or characters, where the script writes no spaces: the rate to go by
+
+    @property
+    def rate(self) -> float:
+        """The rate to go by."""
+        return self.cer if self.unit == "characters" else self.wer
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,11 @@ def _readme(card: Mapping[str, Any], facts: Facts, how_to: str) -> str:
     lines = [f"# {card['name']}", "", *_table(("", ""), rows), "", "## Accuracy", ""]
     if card["word_error_rates"]:
         errors = [
-            (row["manifest"], row["weights"], str(row["num_words"]), f"{row['wer']:.2%}")
+            (row["manifest"], row["weights"], str(row["num_words"]), f"{row['wer']:.2%}", f"{row['cer']:.2%}")
             for row in card["word_error_rates"]
         ]
-        lines += _table(("test set", "weights", "words", "word error rate of these files, streamed"), errors)
+        rates = "word error rate of these files, streamed", "character error rate"
+        lines += _table(("test set", "weights", "words", *rates), errors)
     else:
         lines += ["Not measured with these files."]
     checked = f"Before they were written, the fp32 files ran beside the PyTorch model: {facts.parity}. "

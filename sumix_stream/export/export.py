@@ -110,7 +110,7 @@ def export_model(
                 quantise(folder / name)
             measured.append(_measure(form.open(folder), "int8", tokenizer, options.manifest, score))
             tell(_line(measured[-1]))
-            check_budget(measured[0].wer, measured[1].wer, options.max_wer_increase)
+            check_budget(measured[0].rate, measured[1].rate, options.max_wer_increase)
         timebase = model.timebase
         latency = timebase.chunk_latency_seconds(context.chunk_size)
         latency += timebase.seconds(form.extra_frames * timebase.frame_shift)
@@ -130,8 +130,11 @@ def _measure(bundle: Bundle, weights: str, tokenizer: Tokenizer, manifest: Path,
     errors = word_errors(bundle, tokenizer, read_valid(load_cuts(manifest)), score)
     if not errors.num_words:
         raise ValueError(f"{manifest}: no utterance with a transcript could be read, so nothing can be measured on it")
-    return Measured(weights, manifest.name, errors.num_words, errors.wer)
+    return Measured(weights, manifest.name, errors.num_words, errors.wer, errors.cer, errors.unit)
 
 
 def _line(row: Measured) -> str:
-    return f"{row.manifest}, {row.weights}: word error rate {row.wer:.2%} of {row.num_words} words"
+    return (
+        f"{row.manifest}, {row.weights}: word error rate {row.wer:.2%} of {row.num_words} words, "
+        f"character error rate {row.cer:.2%}"
+    )

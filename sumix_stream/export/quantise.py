@@ -33,7 +33,9 @@ class WordErrors(Protocol):
     """What the decoder's scoring returns."""
 
     wer: float
+    cer: float
     num_words: int
+    unit: str  # words, or characters where the script writes no spaces: which rate to go by
 
 
 Score = Callable[[Iterable[tuple[str, str, str]]], WordErrors]  # of (id, reference, hypothesis)
@@ -77,6 +79,6 @@ def check_budget(before: float, after: float, max_increase: float) -> None:
     increase = 100 * (after - before)
     if not increase <= max_increase:
         raise BudgetError(
-            f"int8 raises the word error rate from {before:.2%} to {after:.2%}, by {increase:.2f} % absolute, more "
+            f"int8 raises the error rate from {before:.2%} to {after:.2%}, by {increase:.2f} % absolute, more "
             f"than --max-wer-increase {max_increase:g}; nothing was written. Export without --int8, or allow more"
         )

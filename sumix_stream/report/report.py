@@ -178,7 +178,7 @@ def _error_table(run: RunRecords) -> Iterator[str]:
     """A row for each report of bin/decode and bin/stream_decode, by set and context."""
     if not run.decoded:
         return
-    head = ("set", "report", "chunk", "left chunks", "WER", "95 % interval", "S", "D", "I", "words", "RTF", "final")
+    head = ("set", "report", "chunk", "left chunks", "WER", "CER", "95 % interval", "S", "D", "I", "of", "RTF", "final")
     rows = []
     for decoded in run.decoded:
         content, chunk = decoded.content, decoded.content.get("chunk_size")
@@ -194,16 +194,28 @@ def _error_table(run: RunRecords) -> Iterator[str]:
                     "full" if seconds is None else format_duration(seconds),
                     "all" if _left(content, None) is None else str(content["left_context"]),
                     _percent(content.get("wer")),
+                    _percent(content.get("cer")),
                     f"{_percent(low_high[0])} to {_percent(low_high[1])}" if low_high else "",
-                    *(str(content.get(key, "")) for key in ("substitutions", "deletions", "insertions", "words")),
+                    *(str(content.get(key, "")) for key in ("substitutions", "deletions", "insertions")),
+                    f"{content.get(_unit(content), '')} {_unit(content)}",
                     _number(content.get("rtf")),
                     "" if final is None else format_duration(round(final, 3)),
                 ),
             )
         )
     yield table(head, [row for _, row in sorted(rows)], text_columns=2)
-    yield '<p class="soft">S, D, I: words substituted, deleted, inserted. RTF: computing time for each second of audio.'
+    yield '<p class="soft">S, D, I: substituted, deleted, inserted; these and the interval are of words, or of'
+    yield " characters where the script writes no spaces. RTF: computing time for each second of audio."
     yield " Final: median time from the last sample to the final text.</p>"
+
+
+def _unit(content: dict[str, Any]) -> str:
+    return content.get("unit", "words")  # version 0.1 counted nothing else
+
+
+def _rate(content: dict[str, Any]) -> float:
+    """The error rate that comes first."""
+    return content.get("cer" if _unit(content) == "characters" else "wer") or 0.0
 
 
 def _left(content: dict[str, Any], unlimited: int | None) -> int | None:
@@ -213,28 +225,29 @@ def _left(content: dict[str, Any], unlimited: int | None) -> int | None:
 
 def _worst_utterances(run: RunRecords, players: bool) -> Iterator[str]:
     """Of the last validation, and of the lowest error rate reported on each other set."""
-    sets: list[tuple[str, list[str], list[dict[str, Any]]]] = []
+    sets: list[tuple[str, list[str], dict[str, Any]]] = []
     if run.validation.get("utterances"):
         title = f"Validation, step {run.validation.get('step')}"
-        sets.append((title, run.valid_cuts, run.validation["utterances"]))
+        sets.append((title, run.valid_cuts, run.validation))
     best: dict[str, Any] = {}
     for decoded in run.decoded:
-        if decoded.cuts not in best or (decoded.content.get("wer") or 0) < (best[decoded.cuts].content.get("wer") or 0):
+        if decoded.cuts not in best or _rate(decoded.content) < _rate(best[decoded.cuts].content):
             best[decoded.cuts] = decoded
-    sets += [(decoded.name, [cuts] if cuts else [], decoded.content["utterances"]) for cuts, decoded in best.items()]
-    for title, manifests, utterances in sets:
+    sets += [(decoded.name, [cuts] if cuts else [], decoded.content) for cuts, decoded in best.items()]
+    for title, manifests, content in sets:
+        utterances = content["utterances"]
         wrong = [utterance for utterance in utterances if utterance.get("errors")]
         worst = sorted(wrong, key=lambda u: (-u["errors"], len(u["pairs"]), u["id"]))[:MOST_UTTERANCES]
         yield f"<h3>{escape(title)}</h3>"
         yield f'<p class="soft">{len(wrong)} of {len(utterances)} utterances have errors.</p>'
         audio = audio_of(manifests, [utterance["id"] for utterance in worst]) if players else {}
-        yield from (_utterance(utterance, audio.get(utterance["id"])) for utterance in worst)
+        yield from (_utterance(utterance, _unit(content), audio.get(utterance["id"])) for utterance in worst)
 
 
-def _utterance(utterance: dict[str, Any], audio: str | None) -> str:
-    words = sum(reference is not None for reference, _ in utterance["pairs"])
+def _utterance(utterance: dict[str, Any], unit: str, audio: str | None) -> str:
+    units = sum(reference is not None for reference, _ in utterance["pairs"])
     player = f'<audio controls preload="none" src="{escape(audio)}"></audio>' if audio else ""
-    counts = f"{utterance['errors']} error(s) in {words} word(s)"
+    counts = f"{utterance['errors']} error(s) in {units} {unit}"
     head = f"<header><b>{escape(str(utterance['id']))}</b><span>{counts}</span>{player}</header>"
     return f'<article class="utterance">{head}{alignment(utterance["pairs"])}</article>'
 

@@ -33,6 +33,9 @@ class Search(Protocol):
     def emissions(self, stream: Any) -> Emissions:
         """Tokens since the last `cut`, their frames counted from the stream's start. To be read, not to be kept."""
 
+    def num_settled(self, stream: Any) -> int:
+        """How many of these tokens no later audio can change."""
+
     def cut(self, stream: Any, forget: bool) -> None:
         """Begin a new segment: no tokens yet. With `forget` the predictor starts afresh, else it goes on unmoved."""
 
@@ -87,6 +90,9 @@ class GreedySearch:
 
     def emissions(self, stream: _GreedyStream) -> Emissions:
         return stream.found
+
+    def num_settled(self, stream: _GreedyStream) -> int:
+        return len(stream.found.tokens)
 
     def cut(self, stream: _GreedyStream, forget: bool) -> None:
         stream.found = Emissions([], [], [])

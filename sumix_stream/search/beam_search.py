@@ -67,6 +67,16 @@ class BeamSearch:
         """The best results since the last `cut`, best first; none before the first frame."""
         return stream.found
 
+    def num_settled(self, stream: _BeamStream) -> int:
+        """Those that all hypotheses share, with their frames."""
+        alive = np.flatnonzero(stream.state.beams.scores > -np.inf)
+        first, *others = (list(zip(*lists[:2], strict=True)) for lists in stream.state.history.of(alive[None])[0])
+        count = len(first)
+        for other in others:
+            same = (n for n, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1])
+            count = min(count, next(same, min(len(first), len(other))))
+        return count
+
     def cut(self, stream: _BeamStream, forget: bool) -> None:
         """Begin a new segment from the best hypothesis; with `forget` the predictor starts afresh."""
         stream.state, stream.found = cut(self.runtime, stream.state, self.options, forget), []

@@ -1,5 +1,6 @@
 """What recognition returns."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -24,9 +25,17 @@ class Word(NamedTuple):
     start: of the encoder frame that emitted its first token.
     end: of the encoder frame that emitted its last token.
     confidence: the least of its tokens'.
+    space: whether the text has a space before it, as the first word would have: not between words of scripts that
+        write none.
     """
 
     text: str
     start: float
     end: float | None = None
     confidence: float | None = None
+    space: bool = True
+
+
+def join_words(words: Iterable[Word]) -> str:
+    """The text of words."""
+    return "".join(f" {word.text}" if word.space else word.text for word in words).removeprefix(" ")

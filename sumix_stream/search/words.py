@@ -5,6 +5,8 @@ and its context, and hardly on the word. So a word lies between the frames of it
 a constant that `estimate_delay` learns from words whose times are known (two constants: a word of one token is emitted
 at one frame).
 
+What a word is in scripts that write no spaces: see word_starts.py.
+
 A word's confidence is the least of its tokens': it is wrong as soon as one of them is, and a product would call every
 long word doubtful. An utterance's is the geometric mean of its tokens'.
 """
@@ -17,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sumix_stream.search.hypothesis import Hypothesis, Word
+from sumix_stream.search.word_starts import SPACE, word_starts
 from sumix_stream.tokenizer import Tokenizer
 
 GAP = " "  # marks the empty side of a deletion or an insertion; no word made by str.split can be a space
@@ -53,7 +56,7 @@ def token_times(
     starts: list[float] = []
     for time in hypothesis.timestamps:
         starts.append(max(0.0, time - delay.start, *starts[-1:]))
-    heads = [tokenizer.piece(token).startswith("▁") for token in hypothesis.tokens]
+    heads = word_starts([tokenizer.piece(token) for token in hypothesis.tokens])
     times = []
     for n, (start, time) in enumerate(zip(starts, hypothesis.timestamps, strict=True)):
         following = starts[n + 1] if n + 1 < len(starts) else math.inf
@@ -63,11 +66,23 @@ def token_times(
     return times
 
 
-def words_of(hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float, delay: Delay = NO_DELAY) -> list[Word]:
-    """The words of a hypothesis; arguments as of `token_times`. Tokens without text make no word."""
+def words_of(
+    hypothesis: Hypothesis,
+    tokenizer: Tokenizer,
+    frame_seconds: float,
+    delay: Delay = NO_DELAY,
+    *,
+    continued: bool = False,
+) -> list[Word]:
+    """The words of a hypothesis; arguments as of `token_times`. Tokens without text make no word.
+
+    Args:
+        continued: words came before the first of these.
+    """
     groups: list[list[int]] = []
-    for n, token in enumerate(hypothesis.tokens):
-        if not groups or tokenizer.piece(token).startswith("▁"):
+    pieces = [tokenizer.piece(token) for token in hypothesis.tokens]
+    for n, begins in enumerate(word_starts(pieces)):
+        if begins:
             groups.append([])
         groups[-1].append(n)
     times = token_times(hypothesis, tokenizer, frame_seconds, delay)
@@ -76,7 +91,8 @@ def words_of(hypothesis: Hypothesis, tokenizer: Tokenizer, frame_seconds: float,
         text = tokenizer.decode([hypothesis.tokens[n] for n in group]).strip()
         if text:
             confidence = min(hypothesis.confidence[n] for n in group)
-            words.append(Word(text, times[group[0]].start, times[group[-1]].end, confidence))
+            space = not (words or continued) or pieces[group[0]].startswith(SPACE)
+            words.append(Word(text, times[group[0]].start, times[group[-1]].end, confidence, space))
     return words
 
 

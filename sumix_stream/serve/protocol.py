@@ -98,8 +98,9 @@ def result(kind: str, segment: int, decoded: float, text: str, words: Sequence[s
 
 def word(said: Word) -> str:
     """An element of `words`."""
-    start, end, confidence = (round(value, 3) for value in said[1:])
-    return dump(text=said.text, start=start, end=end, confidence=confidence)
+    start, end, confidence = (round(value, 3) for value in said[1:4])
+    joined = {} if said.space else {"space": False}
+    return dump(text=said.text, start=start, end=end, confidence=confidence, **joined)
 
 
 def error(fault: ProtocolError) -> str:

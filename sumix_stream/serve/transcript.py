@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.word_starts import last_start, word_starts
 from sumix_stream.search.words import words_of
 from sumix_stream.serve import protocol
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
+
+_LONGEST_CHARACTER = 4  # bytes, of pieces that are bytes
 
 
 class Transcript:
@@ -33,15 +36,14 @@ class Transcript:
         rest = Emissions(*(part[size:] for part in found))
         words = [protocol.word(word) for word in self._words_of(rest)]
         text, all_words = self._joined(rest.tokens), self._words + words
-        last = max(
-            (n for n, token in enumerate(rest.tokens) if self._tokenizer.piece(token).startswith("▁")), default=0
-        )
+        last = last_start(self._pieces(rest.tokens))
         if last:
             unsure = 1 if self._tokenizer.decode(rest.tokens[last:]).strip() else 0
             more = rest.tokens[:last]
             self._text = self._joined(more)
             self._end = more if self._tokenizer.decode(more).strip() else self._end + more
             self._words += words[: len(words) - unsure]
+            self._word = more[last_start(self._pieces(more)) :]
             for kept, part in zip(self._kept, rest, strict=True):
                 kept.extend(part[:last])
             self._following = rest.frames[last]
@@ -53,8 +55,8 @@ class Transcript:
         return (
             len(found.tokens) > size
             and found.frames[size] == self._following
-            and self._tokenizer.piece(found.tokens[size]).startswith("▁")
             and all(kept == given[:size] for kept, given in zip(self._kept, found, strict=True))
+            and word_starts(self._pieces(self._word + found.tokens[size : size + _LONGEST_CHARACTER]))[len(self._word)]
         )
 
     def _forget(self) -> None:
@@ -62,11 +64,16 @@ class Transcript:
         self._text, self._words = "", []  # of these
         self._following = 0  # frame of the token after them
         self._end: list[int] = []  # the last of these tokens, with text if there is any
+        self._word: list[int] = []  # those of the last word
 
     def _words_of(self, found: Emissions) -> list:
         seconds = [self._timebase.encoder_frame_time(frame) for frame in found.frames]
         hypothesis = Hypothesis("", found.tokens, seconds, found.confidence)
-        return words_of(hypothesis, self._tokenizer, self._timebase.encoder_frame_seconds)
+        seconds = self._timebase.encoder_frame_seconds
+        return words_of(hypothesis, self._tokenizer, seconds, continued=bool(self._words))
+
+    def _pieces(self, tokens: list[int]) -> list[str]:
+        return [self._tokenizer.piece(token) for token in tokens]
 
     def _joined(self, tokens: list[int]) -> str:
         """The text kept and that of tokens after it, decoded with those before: spaces are lost where a text begins."""

@@ -4,23 +4,12 @@ A word is known to be complete when the next one begins, so the last word of a l
 were emitted already; what goes on is only which segment they are shown in.
 """
 
-import unicodedata
 from collections.abc import Sequence
 
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.word_starts import SPACE, word_starts, writes_no_spaces
 
 LONGEST_WORD = 5.0  # seconds; what goes on for longer without a beginning is no word
-# Scripts that write no spaces, by the first word of their characters' names: each character may begin a word.
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "YI")
-
-
-def begins_word(piece: str) -> bool:
-    """Whether a piece may begin a word: after a space, or in a script that has none."""
-    if not piece or piece.startswith("▁"):
-        return True
-    return not unicodedata.combining(piece[0]) and unicodedata.name(piece[0], "").split(" ")[0].split("-")[0] in (
-        _WITHOUT_SPACES
-    )
 
 
 def last_boundary(pieces: Sequence[str], seconds: Sequence[float], now: float) -> int:
@@ -31,8 +20,8 @@ def last_boundary(pieces: Sequence[str], seconds: Sequence[float], now: float) -
         seconds: when each was emitted.
         now: seconds decoded.
     """
-    for n in range(len(pieces) - 1, -1, -1):
-        if begins_word(pieces[n]):
+    for n, begins in reversed(list(enumerate(word_starts(pieces)))):
+        if begins and (n or pieces[0].startswith(SPACE) or any(map(writes_no_spaces, pieces[0][:1]))):
             return n if now - seconds[n] <= LONGEST_WORD else len(pieces)
     return len(pieces)
 

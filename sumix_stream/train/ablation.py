@@ -73,11 +73,14 @@ def read_plan(path: Path | str, seeds: Sequence[int], out: Path | str) -> list[V
 
 
 def results_table(variations: Sequence[Variation], exit_codes: dict[Path, int] | None = None) -> str:
-    """Markdown, a row for each run: error rates of its last and best validation, losses of its last tenth.
+    """Markdown, a row for each run: error rates of its last and best validation (by words, or by
+    characters where the script writes no spaces), losses of its last tenth.
 
     A run that has not begun or not ended says so in its own row.
     """
-    head = "| run | seed | steps | hours | last WER, % | best WER, % (step) | losses | parameters | state |"
+    head = (
+        "| run | seed | steps | hours | last error rate, % | best error rate, % (step) | losses | parameters | state |"
+    )
     lines = [head, "|---|--:|--:|--:|--:|--:|---|--:|---|"]
     for variation in variations:
         code = (exit_codes or {}).get(variation.exp_dir)

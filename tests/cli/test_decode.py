@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import sys
+import threading
 import types
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ import soundfile
 import torch
 from conftest import ROOT
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from recordings import write_media
 from talkative import VOCAB_SIZE, sound, talkative_model
 
 from sumix_kernels.cpu import HAS_BF16
@@ -276,7 +278,7 @@ def test_an_error_in_one_file_stops_no_other(door, exp, tmp_path, name):
 
 
 def test_a_failure_while_recognising_is_named_too(door, exp, monkeypatch):
-    from sumix_stream.cli import decoding
+    from sumix_stream.streaming import recordings
 
     calls = []
 
@@ -286,8 +288,8 @@ def test_a_failure_while_recognising_is_named_too(door, exp, monkeypatch):
             raise RuntimeError("no memory")
         return transcribe_batch(*arguments, **options)
 
-    transcribe_batch = decoding.transcribe_batch
-    monkeypatch.setattr(decoding, "transcribe_batch", fails_once)
+    transcribe_batch = recordings.transcribe_batch
+    monkeypatch.setattr(recordings, "transcribe_batch", fails_once)
     code, out, err = door("decode", exp / "0.wav", exp / "1.wav")
     assert code == 2 and len(calls) == 2
     assert f"decode: {exp / '0.wav'}: RuntimeError: no memory" in err
@@ -307,3 +309,116 @@ def test_commands_of_a_manifest_run_only_where_allowed(door, exp, tmp_path, monk
         assert code == 2 and "--allow-commands" in err and not trace.exists()
     code, out, _ = door("decode", "--cuts", manifest, "--out", tmp_path / "out", "--allow-commands")
     assert code == 0 and trace.exists() and "3 utterances" in out
+
+
+def test_words_files_and_folders_in_every_format(door, exp, tmp_path):
+    folder = tmp_path / "talks"
+    (folder / "day 1").mkdir(parents=True)
+    for name in ("a.wav", "day 1/b.flac", "a.flac"):
+        soundfile.write(folder / name, sound(2.0, seed=5), 16_000)
+    (folder / "notes.txt").write_text("kept")
+    texts = {}
+    for name in ("decode", "stream_decode"):
+        for form in ("txt", "srt", "vtt", "json", "tsv"):
+            out = tmp_path / name / form
+            code, printed, _ = door(name, folder, "--format", form, "--out", out, "--chunk", "8")
+            made = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+            assert code == 0 and made == [f"a.flac.{form}", f"a.wav.{form}", f"day 1/b.{form}"]
+            assert printed.splitlines() == [str(out / made[0]), str(out / made[1]), str(out / made[2])]
+            texts[name, form] = (out / made[2]).read_text()
+    assert texts["decode", "srt"].startswith("1\n00:00:0") and "-->" in texts["decode", "vtt"]
+    content = json.loads(texts["decode", "json"])
+    assert content["seconds"] == 2.0 and content["text"].split() == [w["text"] for w in content["words"]] != []
+    rows = texts["decode", "tsv"].splitlines()
+    assert rows[0] == "file\tchannel\tstart\tend\tconfidence\tword" and len(rows) == len(content["words"]) + 1
+    assert texts["decode", "txt"].split() == content["text"].split()
+    streamed = json.loads(texts["stream_decode", "json"])
+    _, one, _ = door("decode", folder / "day 1" / "b.flac", "--format", "json", "--chunk", "8", "--left-context", "4")
+    assert [w["start"] for w in streamed["words"]] == [w["start"] for w in json.loads(one)["words"]]
+    assert streamed["text"] == json.loads(one)["text"] and streamed["left_context"] == 4
+    code, _, err = door("decode", folder, "--format", "txt", "--out", tmp_path / "decode" / "txt")
+    assert code == 2 and "is there already: --overwrite replaces it" in err
+    assert door("decode", folder, "--format", "txt", "--out", tmp_path / "decode" / "txt", "--overwrite")[0] == 0
+    assert (folder / "notes.txt").read_text() == "kept"
+    code, printed, _ = door("decode", folder, "--format", "tsv")
+    assert printed.count("confidence") == 1 and printed.count(str(folder / "a.wav")) == len(rows) - 1
+
+
+def test_outputs_that_would_meet(door, exp, tmp_path):
+    for side in ("x", "y"):
+        (tmp_path / side).mkdir()
+        shutil.copy(exp / "1.wav", tmp_path / side / "a.wav")
+    code, _, err = door("decode", tmp_path / "x" / "a.wav", tmp_path / "y" / "a.wav", "--out", tmp_path / "out")
+    assert code == 2 and "would both be written to" in err and not (tmp_path / "out").exists()
+    code, out, _ = door("decode", tmp_path / "x", "--out", tmp_path / "out", "--format", "srt")
+    assert code == 0 and out == f"{tmp_path / 'out' / 'a.srt'}\n"
+    (tmp_path / "none").mkdir()
+    for arguments, message in (
+        ([tmp_path / "none"], "a folder without audio files"),
+        ([tmp_path / "x", tmp_path / "y", "--format", "vtt"], "give --out DIR"),
+        ([tmp_path / "x", "--channel", "middle"], "a channel is 0, 1, ..., left, right or mix"),
+        ([tmp_path / "x", "--channel", "0", "--split-channels"], "leave it or --channel out"),
+        ([tmp_path / "x", "--raw", "wav"], "ENCODING,RATE,CHANNELS"),
+        ([tmp_path / "x", "--caption-lines", "0", "--format", "srt"], "a caption needs at least 1 line"),
+    ):
+        code, _, err = door("decode", *arguments)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_channels_apart(door, exp, tmp_path, name):
+    sides = np.stack([sound(2.0, seed=1), sound(2.0, seed=2)], 1)
+    path = tmp_path / "call.wav"
+    soundfile.write(path, sides, 16_000, subtype="FLOAT")
+    texts = []
+    for side in (0, 1):
+        soundfile.write(tmp_path / f"{side}.wav", sides[:, side], 16_000, subtype="FLOAT")
+        _, alone, _ = door(name, tmp_path / f"{side}.wav", "--chunk", "8", "--format", "txt")
+        for channel in (str(side), ("left", "right")[side]):
+            assert door(name, path, "--chunk", "8", "--format", "txt", "--channel", channel)[1] == alone
+        texts.append(alone)
+    assert texts[0] != texts[1]
+    out = tmp_path / "out"
+    code, printed, _ = door(name, path, "--chunk", "8", "--split-channels", "--out", out)
+    assert code == 0 and [(out / f"call.channel{side}.txt").read_text() for side in (0, 1)] == texts
+    _, printed, _ = door(name, path, "--chunk", "8", "--split-channels", "--format", "json")
+    assert [json.loads(line)["channel"] for line in printed.splitlines()] == [0, 1]
+    code, _, err = door(name, path, "--channel", "2")
+    assert code == 2 and f"{path}: there is no channel 2 among its 2" in err
+
+
+@pytest.mark.parametrize("more", [[], ["--raw", "s16le,16000"], ["--split-channels", "--format", "json"]], ids=str)
+@pytest.mark.parametrize("name", ["decode", "stream_decode"])
+def test_standard_input(door, exp, monkeypatch, name, more):
+    data = (exp / "0.wav").read_bytes()
+    if "--raw" in more:
+        data = soundfile.read(exp / "0.wav", dtype="int16")[0].tobytes()
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=lambda: (os.write(writing, data), os.close(writing)))
+    thread.start()
+    with open(reading) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        code, out, err = door(name, "-", "--chunk", "8", *more)
+    thread.join()
+    assert (code, err) == (0, "")
+    expected = door(name, exp / "0.wav", "--chunk", "8")[1].splitlines()[-1].split(": ")[-1]
+    last = out.splitlines()[-1]
+    assert (json.loads(last)["text"] if "--format" in more else last.removeprefix("standard input: ")) == expected != ""
+
+
+def test_files_of_phones_and_films(door, exp, tmp_path):
+    path = write_media(tmp_path / "call.m4a", sound(2.0, seed=2), 16_000)
+    code, out, _ = door("decode", path, "--format", "json")
+    assert code == 0 and json.loads(out)["seconds"] == pytest.approx(2.0, abs=0.1) and json.loads(out)["text"]
+
+
+def test_worst_errors_are_shown(door, exp, tmp_path):
+    code, out, _ = door("decode", "--cuts", exp / "test.jsonl.gz", "--out", tmp_path / "out", "--errors", 2)
+    assert code == 0 and out.count("\n  ref  ") == 2 and "  hyp  " in out and "CER" in out
+    assert "ref" not in door("decode", "--cuts", exp / "test.jsonl.gz", "--out", tmp_path / "out")[1]
+
+
+def test_long_files_under_full_context_say_that_they_are_cut(door, exp, caplog):
+    code, out, _ = door("decode", exp / "2.wav", "--longest", "1s")
+    assert code == 0 and "3 parts of at most 1 s" in caplog.text and str(exp / "2.wav") in out
+    assert "--nbest" in door("decode", exp / "2.wav", "--longest", "1s", "--beam", 4, "--nbest", 2)[2]

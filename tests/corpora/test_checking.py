@@ -8,6 +8,7 @@ import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from lhotse.shar import SharWriter
+from recordings import write_media
 from trees import tone, write_cuts_and_tokenizer, write_wavs
 
 from sumix_stream.corpora.checking import Checked, Checks, check_items, measure
@@ -217,3 +218,19 @@ def test_cuts_and_shards(tmp_path, checks):
     (tar,) = (tmp_path / "shar").glob("recording.*")
     tar.write_bytes(tar.read_bytes()[:1500])
     assert {o.fault for o in check_items(items, checks)} == {"unreadable audio"}
+
+
+def test_what_phones_record_is_read_and_written_as_flac(tmp_path, checks):
+    """M4A, by its channels, whole and in parts."""
+    sides = np.stack([tone(2, seed=0), tone(2, seed=1)], 1)
+    path = write_media(tmp_path / "a.m4a", sides, 16_000)
+    mixed, right = one(checks, path), one(checks, path, channel=1)
+    for outcome, expected in ((mixed, sides.mean(1)), (right, sides[:, 1])):
+        samples = heard(outcome)
+        assert outcome.cut["recording"]["sources"][0]["source"].endswith(".flac") and 2 <= len(samples) / 16_000 < 2.1
+        # Lossy: the same sound, not another channel's.
+        assert np.corrcoef(samples[2_000:30_000], expected[2_000:30_000])[0, 1] > 0.8
+    assert one(checks, path, channel=2).fault == "bad channel"
+    first, second = check_items([item(path, "x", end=1.0), item(path, "y", start=1.0, end=1.5, channel=1)], checks)
+    assert len(heard(first)) == 16_000 and len(heard(second)) == 8_000
+    assert np.corrcoef(heard(second), sides[16_000:24_000, 1])[0, 1] > 0.8

@@ -1,11 +1,13 @@
 """Word errors against counts made by hand and a textbook dynamic programme."""
 
+import io
 import json
 import math
 import random
 
 import pytest
 
+from sumix_stream.evaluate.marks import BRACKETS, COLOUR, marks_for
 from sumix_stream.evaluate.scoring import WordErrors, align, score, write_report
 
 
@@ -87,7 +89,7 @@ def test_report_files(tmp_path):
     text = path.read_text()
     assert text.startswith(errors.summary())
     assert "S 1  D 1  I 1" in text
-    assert "  ref  one  TWO\n  hyp  one  THREE" in text
+    assert "  ref  one  [two]\n  hyp  one  [three]" in text
     saved = json.loads(path.with_name("report.json").read_text())
     assert saved["rtf"] == 0.5
     assert saved["wer"] == pytest.approx(3 / 4)
@@ -98,3 +100,48 @@ def test_report_files(tmp_path):
         "errors": 1,
         "pairs": [["six", None]],
     }
+
+
+def test_characters_are_counted_beside_words():
+    errors = score([("a", "one two", "one tow"), ("b", "caf\u00e9", "cafe\u0301")])
+    assert errors.cer == pytest.approx(levenshtein(list("onetwo"), list("onetow")) / 10)  # NFC, no spaces
+    assert errors.wer == pytest.approx(2 / 3) and list(errors.metrics) == ["wer", "cer"]
+    assert errors.summary().startswith("WER 66.67%") and errors.summary().endswith("CER 20.00%")
+    saved = errors.to_dict()
+    assert (saved["unit"], saved["cer"], saved["characters"]) == ("words", pytest.approx(0.2), 10)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "rate"),
+    [("今天天气很好", "今天天汽很好", 1 / 6), ("วันนี้ดี", "วันนีดี", 1 / 8), ("おはよう 世界", "おはよう世", 1 / 6)],
+)
+def test_characters_come_first_where_no_spaces_are_written(reference, hypothesis, rate):
+    errors = score([("a", reference, hypothesis)])
+    assert errors.unit == "characters" and list(errors.metrics) == ["cer", "wer"]
+    assert errors.metrics["cer"] == pytest.approx(rate) and errors.wer > rate
+    assert errors.summary().startswith(f"CER {rate:.2%}") and "characters in 1 utterances  WER" in errors.summary()
+    saved = errors.to_dict()
+    assert saved["utterances"][0]["errors"] == 1 and saved["utterances"][0]["reference"] == reference
+    assert len(saved["utterances"][0]["pairs"]) == len("".join(reference.split()))
+
+
+def test_errors_are_marked_in_any_script():
+    """Capitals mark nothing in a script that has none, nor in a text that is written in them."""
+    lines = align("u", "HELLO BIG WORLD", "HELLO BAG WORLD OH").format().splitlines()
+    assert lines[1:] == ["  ref  HELLO  [BIG]  WORLD  [**]", "  hyp  HELLO  [BAG]  WORLD  [OH]"]
+    lines = score([("u", "今天天气很好", "今天天汽很")]).first.utterances[0].format().splitlines()
+    assert lines[1:] == ["  ref  今天天[气]很[好]", "  hyp  今天天[汽]很[**]"]
+    coloured = align("u", "a b", "a c").format(COLOUR)
+    assert "a  \x1b[1;31mb\x1b[0m" in coloured and "[" not in coloured.replace("\x1b[", "")
+    assert "[\u25cc\u0e49]" in align("u", "น้ำ", "นำ", "characters").format()  # a mark has something to stand upon
+
+
+def test_colour_is_for_people(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert marks_for(Terminal()) is COLOUR and marks_for(io.StringIO()) is BRACKETS
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert marks_for(Terminal()) is BRACKETS

@@ -19,8 +19,21 @@ CLOCK = Timebase()
 def expected(found: Emissions, tokenizer) -> tuple[str, list[dict]]:
     seconds = [CLOCK.encoder_frame_time(frame) for frame in found.frames]
     words = words_of(Hypothesis("", found.tokens, seconds, found.confidence), tokenizer, CLOCK.encoder_frame_seconds)
-    rows = [{name: v if name == "text" else round(v, 3) for name, v in word._asdict().items()} for word in words]
+    rows = []
+    for word in words:
+        times = {name: round(getattr(word, name), 3) for name in ("start", "end", "confidence")}
+        rows.append({"text": word.text, **times, **({} if word.space else {"space": False})})
     return tokenizer.decode(found.tokens), rows
+
+
+def chinese(folder) -> Tokenizer:
+    return train_tokenizer(["今天天气很好。我们去北京", "用iPhone 拍「照」,5G"], folder / "zh.model", model_type="char")
+
+
+def thai_bytes(folder) -> PieceTokenizer:
+    """Thai and Chinese by bytes, as where a character is no piece."""
+    characters = [f"<0x{byte:02X}>" for byte in sorted(set("น้ำ今".encode()))]
+    return PieceTokenizer([BLANK_PIECE, UNKNOWN_PIECE, "▁", "ก", "า", "a", "▁b", *characters])
 
 
 def bpe(folder) -> Tokenizer:
@@ -33,7 +46,10 @@ def pieces(folder) -> PieceTokenizer:
     return PieceTokenizer([BLANK_PIECE, UNKNOWN_PIECE, "▁", "▁a", "b", "▁cd", "e", "'", "▁f"])
 
 
-@pytest.mark.parametrize("make", [lambda _: LetterTokenizer(), bpe, pieces], ids=["letters", "bpe", "pieces"])
+MAKES = {"letters": lambda _: LetterTokenizer(), "bpe": bpe, "pieces": pieces, "zh": chinese, "bytes": thai_bytes}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize("seed", range(5))
 def test_any_growth_reads_like_the_whole(make, seed, tmp_path):
     """Tokens come in random numbers, several in one frame at times, and now and then old ones change."""

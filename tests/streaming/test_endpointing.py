@@ -185,7 +185,7 @@ def test_who_ignores_an_endpoint_loses_nothing():
         (["▁HEL", "LO"], 0),
         (["LO"], 1),
         (["\u4eca", "\u5929", "\u6c14"], 2),
-        (["▁\u4eca", "\u5929", "A", "B"], 1),
+        (["▁\u4eca", "\u5929", "A", "B"], 2),
         (["\u0e2a", "\u0e27\u0e31"], 1),
         (["▁A", "▁"], 1),
         ([], 0),

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# What libsndfile reads, and containers that need another decoder: seen, so that they are not passed over silently.
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".oga", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")
-OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".mkv", ".mov", ".amr", ".3gp")
-SUFFIXES = frozenset(AUDIO + OTHER_AUDIO)
+from sumix_stream.audio import listing
+from sumix_stream.audio.listing import is_audio
+
+AUDIO = listing.SUFFIXES
 _SOURCES = ("", "audio", "wavs", "wav", "clips", "data", "flac")  # folders beside a table that hold its audio
 
 
@@ -26,10 +26,6 @@ def walk(root: Path) -> Iterator[Folder]:
     for path, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Folder(Path(path), sorted(name for name in names if not name.startswith(".")))
-
-
-def is_audio(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 class Resolver:

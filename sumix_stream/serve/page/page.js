@@ -51,7 +51,7 @@ function wordsInto(line, words, offset) {
     const [start, end] = [word.start, word.end].map((time) => (offset + time).toFixed(2));
     span.title = `${start} to ${end} s, confidence ${Math.round(100 * word.confidence)} %`;
     span.textContent = word.text;
-    line.append(...(index ? [" ", span] : [span]));
+    line.append(...(index && word.space !== false ? [" ", span] : [span]));
   });
   if (words.length) line.dataset.at = clock(offset + words[0].start);
 }

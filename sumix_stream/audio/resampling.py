@@ -1,181 +1,22 @@
-"""Audio files and other sample rates: read, check, resample, for whole utterances and for streams."""
+"""Other sample rates: a windowed sinc, for whole utterances and for streams."""
 
 import functools
 import logging
 import math
-import os
-import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
-from sumix_stream.timebase import Timebase
+from sumix_stream.audio.samples import MODEL_RATE, AudioError, check_rate
 
-MODEL_RATE = Timebase().sample_rate
-MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
-_MAX_PEAK = 32.0  # floats beyond this are integers that nobody scaled
 _MAX_PHASES = 1 << 24  # reduced rates multiplied: those with no common factor would hold back seconds of a stream
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99  # of the resampling filter: those of torchaudio
 _FEW_PHASES = 8  # up to so many, each is filtered by itself; more are gathered
 _GATHERED = 4096  # outputs whose inputs are gathered at once: they stay in the cache
 _BLOCKS_PER_SECOND = 200  # a stream of tiny pushes is resampled in blocks of 5 ms
 
-_BLOCK = 1 << 20  # frames read at a time
-_UNKNOWN = 1 << 62  # frames from which on a header says that it does not know
-_MAX_SAMPLES = 1 << 30  # of one channel: 4 GiB as floats, 18 hours at 16 kHz
-_SUSPICIOUS_SAMPLES = 1 << 26  # 70 minutes at 16 kHz
-_LEAST_FLAC = 0.02  # bytes a sample; speech takes about one, digital silence a hundredth of this
-_CANCELLED = 1e-3  # of the channels' mean power: what remains of those that cancel each other
-_HEADERLESS = (".raw", ".pcm", ".sln", ".sln16", ".s16", ".s16le", ".ulaw", ".alaw", ".ul", ".al", ".vox", ".g721")
-
 _log = logging.getLogger(__name__)
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; the message names the file or the samples' fault, and the remedy."""
-
-
-def read_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """All samples of a file that libsndfile reads (WAV, FLAC, OGG Vorbis and Opus, MP3, ...): mono float32 in [-1, 1],
-    and its sample rate in Hz. Channels are averaged, which is logged.
-
-    Raises AudioError naming the file where it is missing, no audio, truncated, empty, not finite or too large.
-    """
-    path = Path(path)
-    if not path.is_file():
-        fault = "is a folder, not an audio file" if path.is_dir() else "no such audio file; check the path"
-        raise AudioError(f"{path}: {fault}")
-    try:
-        # As bytes: a name on the disk need not be UTF-8.
-        with _Sequential(os.fsencode(path)) as file:
-            rate, channels, cut_short = file.samplerate, file.channels, _cut_short(file)
-            expected = file.frames if 0 < file.frames < _UNKNOWN else None
-            samples, cancelled = _read_mono(file, expected, path.stat().st_size)
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        raise AudioError(f"{path}: cannot be decoded ({reason}); {_remedy(path)}") from None
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from None
-    except MemoryError:
-        raise AudioError(f"{path}: does not fit into memory; cut it into parts") from None
-    except TypeError:  # soundfile's, for .raw: it has no header, and wants one in arguments
-        raise AudioError(f"{path}: cannot be decoded (no header); {_remedy(path)}") from None
-    if cut_short or (expected is not None and len(samples) < expected):
-        raise AudioError(
-            f"{path}: truncated, its header announces more audio than there is ({len(samples)} samples); copy it again"
-        )
-    if len(samples) == 0:
-        raise AudioError(f"{path}: holds no samples; remove it or record it again")
-    if channels > 1:
-        _log.info("%s: the average of its %d channels is used", path, channels)
-    if cancelled:
-        _log.warning(
-            "%s: its %d channels cancel each other, hardly anything is left of their average: use one of them alone",
-            *(path, channels),
-        )
-    try:
-        return check_samples(samples, rate), rate
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from None
-
-
-class _Sequential(soundfile.SoundFile):
-    """A file read from its beginning to its end: soundfile seeks after each read, which a FLAC of unknown length and
-    telephone codecs refuse."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _read_mono(file: soundfile.SoundFile, expected: int | None, num_bytes: int) -> tuple[np.ndarray, bool]:
-    """The average of the channels (S,), and whether they cancel each other, read in blocks: what many channels, or a
-    header that exaggerates, could ask for is never held."""
-    check_rate(file.samplerate)
-    _check_size(expected or 0, file.format, num_bytes, file.samplerate)
-    blocks: list[np.ndarray] = []
-    num_samples, power, mono_power = 0, 0.0, 0.0
-    while True:
-        block = file.read(_BLOCK, dtype="float32", always_2d=True)  # a number: not all formats can be sought in
-        if not len(block):
-            break
-        num_samples += len(block)
-        _check_size(num_samples, file.format, num_bytes, file.samplerate)
-        blocks.append(block.mean(axis=1))
-        if file.channels > 1:
-            power += float(np.einsum("ij,ij->", block, block)) / file.channels
-            mono_power += float(np.dot(blocks[-1], blocks[-1]))
-        if len(block) < _BLOCK:
-            break
-    samples = blocks[0] if len(blocks) == 1 else np.concatenate([*blocks, np.zeros(0, np.float32)])
-    return samples, mono_power < _CANCELLED * power
-
-
-def _check_size(num_samples: int, form: str, num_bytes: int, rate: int) -> None:
-    hours = num_samples / rate / 3600
-    if num_samples > _MAX_SAMPLES:
-        raise AudioError(f"holds or announces {hours:,.1f} hours, more than fit into memory at once; cut it into parts")
-    if form == "FLAC" and num_samples > _SUSPICIOUS_SAMPLES and num_bytes < num_samples * _LEAST_FLAC:
-        raise AudioError(
-            f"{num_bytes:,} bytes hold or announce {hours:,.1f} hours: as little FLAC is digital silence or a damaged "
-            "header; cut out what is sound"
-        )
-
-
-def _remedy(path: Path) -> str:
-    if path.suffix.lower() in _HEADERLESS:
-        return (
-            f"what {path.suffix} files hold is not said in them: give them a header, for telephone audio by "
-            "`sox -t raw -r 8000 -e signed -b 16 -c 1 OLD NEW.wav` (or -e a-law, -e mu-law with -b 8)"
-        )
-    return "replace or re-encode it"
-
-
-def _cut_short(file: soundfile.SoundFile) -> bool:
-    """Whether a WAV file is shorter than its header says; libsndfile only notes that in its log.
-
-    A header of (nearly) 0xFFFFFFFF bytes is how programs that write to a pipe say that they do not know.
-    """
-    announced = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
-    return bool(announced) and int(announced[2]) < int(announced[1]) < 0x7FFF_0000
-
-
-def check_samples(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Samples as 1-D float32 in [-1, 1]; int16 is scaled, other integers are refused as ambiguous.
-
-    Samples (S, 1) are one channel too. Raises AudioError for another shape or type, NaN or infinity,
-    unscaled integers, and for a rate that is not an integer in 4000..192000 Hz.
-    """
-    check_rate(rate)
-    samples = np.asarray(samples)
-    if samples.ndim == 2 and samples.shape[1] == 1:  # a block of sounddevice's
-        samples = samples[:, 0]
-    if samples.ndim != 1:
-        raise AudioError(f"samples must be one-dimensional (one channel), got shape {samples.shape}; average channels")
-    if samples.dtype == np.int16:
-        return samples.astype(np.float32) / 32768
-    if samples.dtype.kind != "f":
-        raise AudioError(f"samples must be float in [-1, 1] or int16, got {samples.dtype}; convert them")
-    samples = samples.astype(np.float32, copy=False)
-    if len(samples) == 0:
-        return samples
-    peak = max(samples.max(), -samples.min())  # NaN if any is
-    if not math.isfinite(peak):
-        where = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise AudioError(f"sample {where} is {samples[where]}; samples must be finite: repair the recording")
-    if peak > _MAX_PEAK:
-        raise AudioError(f"samples must be in [-1, 1], got a peak of {peak:g}; divide 16-bit values by 32768")
-    return samples
-
-
-def check_rate(rate: float) -> int:
-    """A sample rate in Hz as an integer; 16000.0 is one. Raises AudioError for one outside 4000..192000."""
-    number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
-    if number and MIN_RATE <= rate <= MAX_RATE and int(rate) == rate:
-        return int(rate)
-    raise AudioError(f"sample rate must be an integer in {MIN_RATE}..{MAX_RATE} Hz, got {rate!r}")
 
 
 class _Filter(NamedTuple):
