@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,19 @@ from sumix_stream.search.greedy import Emissions, fresh_state, greedy_decode
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.trees import fill, leaves, map_leaves, named_leaves
 
+if TYPE_CHECKING:
+    from sumix_stream.search.beam import Scored
+    from sumix_stream.search.hotwords import Hotwords
+
 
 class Search(Protocol):
     """A search over streams of any age. What it keeps of one stream is its own business: an opaque object."""
 
-    def begin(self) -> Any:
-        """The state of a stream that has heard nothing."""
+    def begin(self, hotwords: Hotwords | None = None) -> Any:
+        """The state of a stream that has heard nothing, with hotwords of its own or those of the options."""
+
+    def copy(self, stream: Any) -> Any:
+        """The state of another stream that has heard the same and goes on by itself."""
 
     def advance(self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[Any]) -> None:
         """Search the next encoder frames of streams, changing their states. If it raises, no state has changed.
@@ -32,6 +39,12 @@ class Search(Protocol):
 
     def emissions(self, stream: Any) -> Emissions:
         """Tokens since the last `cut`, their frames counted from the stream's start. To be read, not to be kept."""
+
+    def nbest(self, stream: Any) -> Sequence[Scored]:
+        """The best results since the last `cut`, best first; none where there is no beam."""
+
+    def hotwords(self, stream: Any) -> Hotwords | None:
+        """That a stream has of its own."""
 
     def cut(self, stream: Any, forget: bool) -> None:
         """Begin a new segment: no tokens yet. With `forget` the predictor starts afresh, else it goes on unmoved."""
@@ -71,8 +84,13 @@ class GreedySearch:
     def _fresh(self) -> GreedyState:
         return fresh_state(self.runtime, 1)
 
-    def begin(self) -> _GreedyStream:
+    def begin(self, hotwords: Hotwords | None = None) -> _GreedyStream:
+        if hotwords is not None:
+            raise ValueError("hotwords needs a beam, and greedy search has none: set method to modified_beam")
         return _GreedyStream(self._fresh)
+
+    def copy(self, stream: _GreedyStream) -> _GreedyStream:
+        return _GreedyStream(stream.state, Emissions(*map(list, stream.found)))
 
     def advance(
         self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
@@ -87,6 +105,12 @@ class GreedySearch:
 
     def emissions(self, stream: _GreedyStream) -> Emissions:
         return stream.found
+
+    def nbest(self, stream: _GreedyStream) -> Sequence[Scored]:
+        return ()
+
+    def hotwords(self, stream: _GreedyStream) -> None:
+        return None
 
     def cut(self, stream: _GreedyStream, forget: bool) -> None:
         stream.found = Emissions([], [], [])

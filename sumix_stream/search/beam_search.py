@@ -49,6 +49,14 @@ class BeamSearch:
             return _BeamStream(self._fresh)
         return _BeamStream(BeamState.init(self.runtime, 1, self.options, [hotwords]))
 
+    def copy(self, stream: _BeamStream) -> _BeamStream:
+        return _BeamStream(stream.state, stream.found)
+
+    def hotwords(self, stream: _BeamStream) -> Hotwords | None:
+        """That a stream has of its own."""
+        (words,) = stream.state.hotwords
+        return None if words == self.options.hotwords else words
+
     def advance(
         self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_BeamStream]
     ) -> None:
@@ -75,13 +83,13 @@ class BeamSearch:
         return stream.state.nbytes
 
     def save(self, stream: _BeamStream) -> tuple[dict[str, np.ndarray], dict]:
-        state, (hotwords,) = stream.state, stream.state.hotwords
+        state, hotwords = stream.state, self.hotwords(stream)
         arrays = dict(named_leaves(_constant(state)))
         history = state.history
         arrays |= {f"history.{name}": getattr(history, name) for name in _ARRAYS}
         lists = zip(_SETTLED.items(), history.settled[0].lists(), strict=True)
         arrays |= {f"settled.{name}": np.array(values, dtype) for (name, dtype), values in lists}
-        own = None if hotwords is None or hotwords == self.options.hotwords else hotwords.sequences
+        own = None if hotwords is None else hotwords.sequences
         return arrays, {"hotwords": own, "decoded": bool(stream.found)}
 
     def restore(self, arrays: dict[str, np.ndarray], values: dict) -> _BeamStream:

@@ -15,6 +15,7 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.features import NUM_BINS
 from sumix_stream.runtime.base import Frames, Runtime, chunk_frames
 from sumix_stream.runtime.registry import AUTO, make_runtime
+from sumix_stream.search.beam import NBest, Scored
 from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hypothesis import Hypothesis
@@ -23,6 +24,7 @@ from sumix_stream.streaming import open_words, snapshot
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.feature_queue import FeatureQueue
 from sumix_stream.streaming.offline import pad_chunks, to_hypothesis
+from sumix_stream.streaming.second_pass import Again, Final, Heard, SecondPass, Segment, Sent, distinct
 from sumix_stream.tokenizer import Tokenizer
 
 
@@ -42,6 +44,11 @@ class Stream:
         self.num_segments = 0  # that are complete
         self.carried = Emissions([], [], [])  # of a word that was open when its segment became too long
         self.end_of_segment: int | None = None  # tokens before such a word, once `is_endpoint` has said so
+        self.committed = 0  # encoder frame: tokens before it are final, and are not shown again
+        self.heard: Heard | None = None  # features that a second pass will want
+        if recognizer.second_pass is not None:
+            self.heard = recognizer.second_pass_features()
+        self.sent = Sent()
 
     @property
     def context(self) -> ChunkContext:
@@ -68,11 +75,32 @@ class Stream:
         return None if self.emissions.tokens == before else self.result()
 
     def finish(self) -> Hypothesis:
-        """No more samples: decode what is left, to the last sample, and return the whole result."""
+        """No more samples: decode what is left, to the last sample, and return the whole result.
+
+        With a second pass it is that one's; `result` is then still what was streamed.
+        """
         self.input_finished()
         while self.recognizer.decode([self]):
             pass
-        return self.result()
+        return self.result() if self.heard is None else self.recognizer.segment(self).final().hypothesis
+
+    def commit(self) -> Hypothesis:
+        """Make final what was said so far, to the last sample, and go on.
+
+        Returns what `finish` would return of a copy, without what earlier commits returned. The stream goes on as if
+        nothing had happened; tokens before the committed sample are not shown again, even where they change.
+        """
+        return self.recognizer.commit(self).final().hypothesis
+
+    def copy(self) -> Stream:
+        """Another stream that has heard the same and goes on by itself."""
+        twin = Stream(self.recognizer)
+        twin.features = FeatureQueue.restore(self.features.model_rate, *self.features.save())
+        twin.encoder, twin.search = self.encoder, self.recognizer.search.copy(self.search)
+        for name in ("num_encoded", "segment_start", "num_segments", "carried", "end_of_segment", "committed", "sent"):
+            setattr(twin, name, getattr(self, name))
+        twin.heard = None if self.heard is None else self.heard.copy()
+        return twin
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
         """Take the next samples without decoding; as `feed` otherwise."""
@@ -105,7 +133,9 @@ class Stream:
         At an endpoint by length, without the last word, which may go on in the next segment.
         """
         found = self.all_emissions
-        return found if self.end_of_segment is None else open_words.split(found, self.end_of_segment)[0]
+        if self.end_of_segment is not None:
+            found = open_words.split(found, self.end_of_segment)[0]
+        return open_words.since(found, self.committed)
 
     @property
     def all_emissions(self) -> Emissions:
@@ -125,9 +155,11 @@ class Stream:
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
-        feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
+        """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, the feature
+        frames of the chunk that is not full yet, and those that wait for a second pass. Neither text nor input that
+        waits to be decoded is counted."""
         frames = self.features.num_frames % self.recognizer.window * NUM_BINS * np.dtype(np.float32).itemsize
+        frames += 0 if self.heard is None else self.heard.nbytes
         encoder = self.recognizer.runtime.nbytes(self.encoder)
         return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
@@ -147,10 +179,11 @@ class StreamingRecognizer:
         context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
         search: its options; greedy by default.
         endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
+        second_pass: how segments are heard again when they end; None = what was streamed is the result.
         runtime: the name of one, where `model` is none.
     Raises:
         ValueError: for full context, which cannot stream, for another context than a bundle's own, and with its reason
-            where the runtime cannot run the model.
+            where the runtime cannot run the model, or cannot run it under the full context of a second pass.
     """
 
     def __init__(
@@ -161,6 +194,7 @@ class StreamingRecognizer:
         *,
         search: SearchOptions = GREEDY,
         endpointing: Endpointing | None = None,
+        second_pass: SecondPass | None = None,
         runtime: str = AUTO,
     ) -> None:
         window = chunk_frames(model.timebase, context)
@@ -171,7 +205,11 @@ class StreamingRecognizer:
         assert self.runtime.context == context, (self.runtime.context, context)
         self.timebase, self.tokenizer, self.context = self.runtime.timebase, tokenizer, context
         self.search = make_search(self.runtime, search)
-        self.endpointing = endpointing
+        self.endpointing, self.second_pass = endpointing, second_pass
+        self._again: Again | None = None
+        if second_pass is not None:
+            whole = make_runtime(self.runtime.source, ChunkContext.full(), self.runtime.name)
+            self._again = Again(whole, search, tokenizer.piece)
 
     def create_stream(self) -> Stream:
         """A stream that has heard nothing."""
@@ -212,6 +250,8 @@ class StreamingRecognizer:
         columns = zip(ready, after, chunks, frames, num_frames.tolist(), strict=True)
         for stream, state, chunk, own, length in columns:
             stream.encoder, stream.end_of_segment = state, None
+            if stream.heard is not None:
+                stream.heard.add(chunk)
             stream.features.drop(len(chunk))
             stream.num_encoded += length
             moved.append((stream, own[:length]))
@@ -267,6 +307,60 @@ class StreamingRecognizer:
         self.search.cut(stream.search, forget and not stream.carried.tokens)
         stream.segment_start = stream.num_encoded
         stream.num_segments += 1
+        if stream.heard is not None:
+            begin = stream.carried.frames[0] if stream.carried.frames else stream.num_encoded
+            stream.heard.cut(begin * self.timebase.subsampling)
+
+    def final(self, stream: Stream) -> Final:
+        """What a segment said, when it has ended: ask before `reset`. With a second pass it is heard again now."""
+        return self.segment(stream).final()
+
+    def segment(self, stream: Stream) -> Segment:
+        """The same in two steps: what this returns does the work, in any thread and while the stream goes on, but in
+        the order of the stream's segments."""
+        heard, streamed = self._own(stream).heard, self._streamed(stream)
+        feats = heard.frames() if heard is not None and heard.is_whole else None
+        first = 0 if heard is None else heard.first // self.timebase.subsampling
+        is_open, hotwords = stream.end_of_segment is not None, self.search.hotwords(stream.search)
+        of_stream = stream.num_segments, streamed, stream.sent, feats, first, is_open
+        return Segment(*of_stream, self._again, hotwords, self._read)
+
+    def commit(self, stream: Stream) -> Segment:
+        """Make final what was said so far, to the last sample: what `Stream.finish` would say of a copy.
+
+        The stream goes on as if nothing had happened, but tokens before the committed sample are not shown again.
+        """
+        twin = self._own(stream).copy()
+        if not twin.features.finished:
+            twin.input_finished()
+        while self.decode([twin]):
+            pass
+        segment = self.segment(twin)
+        stream.committed = twin.num_encoded
+        stream.num_segments += 1
+        if stream.heard is not None:
+            stream.heard.cut(stream.committed * self.timebase.subsampling)
+        return segment
+
+    def second_pass_features(self) -> Heard:
+        """Room for the features of a stream's open segment."""
+        frames, step = self.timebase.sample_rate / self.timebase.frame_shift, self.timebase.subsampling
+        given = self.second_pass
+        return Heard(round(given.max_seconds * frames), round(given.overlap_seconds * frames), step)
+
+    def _streamed(self, stream: Stream) -> NBest:
+        """What `Stream.emissions` shows, and the other results of a beam likewise; the best alone where the segment
+        was cut by its length."""
+        nbest = self.search.nbest(stream.search)
+        score = nbest[0].score if nbest else 0.0
+        results = [Scored(*map(list, stream.emissions), score)]
+        for one in nbest[1:] if stream.end_of_segment is None else ():
+            found = open_words.since(open_words.joined(stream.carried, Emissions(*one[:3])), stream.committed)
+            results.append(Scored(*map(list, found), one.score))
+        return distinct(results)
+
+    def _read(self, found: Emissions) -> Hypothesis:
+        return to_hypothesis(self.timebase, self.tokenizer, found)
 
     def restore(self, data: bytes) -> Stream:
         """The stream of a `Stream.snapshot`, taken in this or another process, on any device.
