@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Search(Protocol):
     """A search over streams of any age. What it keeps of one stream is its own business: an opaque object."""
 
+    options: SearchOptions
+
     def begin(self, hotwords: Hotwords | None = None) -> Any:
         """The state of a stream that has heard nothing, with hotwords of its own or those of the options."""
 
@@ -42,6 +44,9 @@ class Search(Protocol):
 
     def nbest(self, stream: Any) -> Sequence[Scored]:
         """The best results since the last `cut`, best first; none where there is no beam."""
+
+    def num_stable(self, stream: Any) -> int:
+        """Tokens since the last `cut` that stay as they are, whatever follows."""
 
     def hotwords(self, stream: Any) -> Hotwords | None:
         """That a stream has of its own."""
@@ -108,6 +113,9 @@ class GreedySearch:
 
     def nbest(self, stream: _GreedyStream) -> Sequence[Scored]:
         return ()
+
+    def num_stable(self, stream: _GreedyStream) -> int:
+        return len(stream.found.tokens)
 
     def hotwords(self, stream: _GreedyStream) -> None:
         return None

@@ -52,6 +52,12 @@ class BeamSearch:
     def copy(self, stream: _BeamStream) -> _BeamStream:
         return _BeamStream(stream.state, stream.found)
 
+    def num_stable(self, stream: _BeamStream) -> int:
+        """Tokens that all hypotheses share."""
+        state = stream.state
+        alive = state.beams.scores.reshape(1, -1) > -np.inf
+        return state.history.settled[0].count + int(state.history.num_shared(alive)[0])
+
     def hotwords(self, stream: _BeamStream) -> Hotwords | None:
         """That a stream has of its own."""
         (words,) = stream.state.hotwords

@@ -29,6 +29,7 @@ from sumix_stream.streaming.open_words import begins_word
 
 if TYPE_CHECKING:
     from sumix_stream.search.hotwords import Hotwords
+    from sumix_stream.timebase import Timebase
 
 LONGEST = 120.0  # seconds of a segment that may be asked for: its features are kept, and it is decoded at once
 _NEAR = 0.4  # seconds that a word may move between two hearings
@@ -85,6 +86,13 @@ class Heard:
         self.num_frames = 0  # that are kept
         self.begin = 0  # number of the open segment's first frame
         self._parts: deque[np.ndarray] = deque()
+
+    @classmethod
+    def of(cls, given: SecondPass, timebase: Timebase) -> Heard:
+        """As much as a second pass asks for."""
+        frames = timebase.sample_rate / timebase.frame_shift
+        sizes = round(given.max_seconds * frames), round(given.overlap_seconds * frames)
+        return cls(*sizes, timebase.subsampling)
 
     @property
     def is_whole(self) -> bool:
@@ -184,6 +192,12 @@ class Segment:
         self.number, self.streamed, self.hotwords = number, streamed, hotwords
         self._sent, self._feats, self._first, self._is_open = sent, feats, first, is_open
         self._again, self._read = again, read
+
+    @classmethod
+    def empty(cls, number: int) -> Segment:
+        """In which nothing was said."""
+        nothing = Hypothesis("", [], [], [])
+        return cls(number, [Scored([], [], [], 0.0)], Sent(), None, 0, False, None, None, lambda found: nothing)
 
     @property
     def num_frames(self) -> int:

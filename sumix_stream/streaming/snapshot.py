@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +12,9 @@ from safetensors import SafetensorError
 
 from sumix_stream.runtime.weights import digest
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.streaming.endpointing import OWN, Endpointing, EndpointRule
 from sumix_stream.streaming.feature_queue import FeatureQueue
-from sumix_stream.streaming.second_pass import Heard, Sent
+from sumix_stream.streaming.second_pass import Heard, SecondPass, Sent
 
 if TYPE_CHECKING:
     from sumix_stream.streaming.stream import Stream, StreamingRecognizer
@@ -47,6 +49,8 @@ def dump(stream: Stream) -> bytes:
             "committed": stream.committed,
             "sent": [stream.sent.number, *map(list, (stream.sent.before, stream.sent.newest))],
             "heard": None if stream.heard is None else [stream.heard.first, stream.heard.begin],
+            "second_pass": None if stream.second_pass is None else vars(stream.second_pass),
+            "endpointing": _rules(stream),
         }
     )
     header = {
@@ -89,7 +93,13 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, np
     def part(name: str) -> dict[str, np.ndarray]:
         return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
-    stream = recognizer.create_stream()
+    again, rules = values["second_pass"], values["endpointing"]
+    endpointing = OWN if rules == OWN.value else None
+    if isinstance(rules, dict):
+        endpointing = Endpointing(tuple(EndpointRule(**rule) for rule in rules["rules"]), rules["reset_predictor"])
+    stream = recognizer.create_stream(
+        endpointing=endpointing, second_pass=None if again is None else SecondPass(**again)
+    )
     stream.features = FeatureQueue.restore(recognizer.timebase.sample_rate, part("features"), values["features"])
     stream.encoder = recognizer.runtime.load(part("encoder"))
     stream.search = recognizer.search.restore(part("search"), values["search"])
@@ -105,11 +115,17 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, np
     return stream
 
 
+def _rules(stream: Stream) -> dict | str | None:
+    """Those of a stream that it does not have of its recogniser."""
+    rules = stream.endpointing
+    if rules == stream.recognizer.endpointing:
+        return OWN.value
+    return None if rules is None else asdict(rules)
+
+
 def _settings(recognizer: StreamingRecognizer) -> str:
     context = recognizer.context
     values = {"chunk_size": context.chunk_size, "left_context": context.left_context}
-    if recognizer.second_pass is not None:
-        values["second_pass"] = vars(recognizer.second_pass)
     return json.dumps(values | recognizer.search.describe(), sort_keys=True)
 
 

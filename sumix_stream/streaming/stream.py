@@ -6,7 +6,9 @@ C encoder frames of a chunk, D encoder channels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,17 @@ from sumix_stream.runtime.registry import AUTO, make_runtime
 from sumix_stream.search.beam import NBest, Scored
 from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming import open_words, snapshot
-from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.endpointing import OWN, Endpointing, Own
 from sumix_stream.streaming.feature_queue import FeatureQueue
 from sumix_stream.streaming.offline import pad_chunks, to_hypothesis
 from sumix_stream.streaming.second_pass import Again, Final, Heard, SecondPass, Segment, Sent, distinct
 from sumix_stream.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Stream:
@@ -34,11 +39,17 @@ class Stream:
     `feed` and `finish` are all that one stream needs. A server with many uses the recogniser's verbs instead.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer) -> None:
-        self.recognizer = recognizer
+    def __init__(
+        self,
+        recognizer: StreamingRecognizer,
+        endpointing: Endpointing | None,
+        second_pass: SecondPass | None,
+        search: Any,
+    ) -> None:
+        self.recognizer, self.endpointing, self.second_pass = recognizer, endpointing, second_pass
         self.features = FeatureQueue(recognizer.timebase.sample_rate)
         self.encoder = recognizer.runtime.fresh_state()
-        self.search = recognizer.search.begin()
+        self.search = search  # state of the recogniser's
         self.num_encoded = 0  # encoder frames
         self.segment_start = 0  # encoder frame
         self.num_segments = 0  # that are complete
@@ -46,8 +57,8 @@ class Stream:
         self.end_of_segment: int | None = None  # tokens before such a word, once `is_endpoint` has said so
         self.committed = 0  # encoder frame: tokens before it are final, and are not shown again
         self.heard: Heard | None = None  # features that a second pass will want
-        if recognizer.second_pass is not None:
-            self.heard = recognizer.second_pass_features()
+        if second_pass is not None:
+            self.heard = Heard.of(second_pass, recognizer.timebase)
         self.sent = Sent()
 
     @property
@@ -82,7 +93,7 @@ class Stream:
         self.input_finished()
         while self.recognizer.decode([self]):
             pass
-        return self.result() if self.heard is None else self.recognizer.segment(self).final().hypothesis
+        return self.result() if self.heard is None else self._said(self.recognizer.segment(self))
 
     def commit(self) -> Hypothesis:
         """Make final what was said so far, to the last sample, and go on.
@@ -90,13 +101,20 @@ class Stream:
         Returns what `finish` would return of a copy, without what earlier commits returned. The stream goes on as if
         nothing had happened; tokens before the committed sample are not shown again, even where they change.
         """
-        return self.recognizer.commit(self).final().hypothesis
+        return self._said(self.recognizer.commit(self))
+
+    def _said(self, segment: Segment) -> Hypothesis:
+        final = segment.final()
+        if self.second_pass is not None and not final.heard_again:
+            seconds = self.second_pass.max_seconds
+            _log.warning("a segment of more than %g s is as it was streamed: give SecondPass more max_seconds", seconds)
+        return final.hypothesis
 
     def copy(self) -> Stream:
         """Another stream that has heard the same and goes on by itself."""
-        twin = Stream(self.recognizer)
+        twin = Stream(self.recognizer, self.endpointing, self.second_pass, self.recognizer.search.copy(self.search))
         twin.features = FeatureQueue.restore(self.features.model_rate, *self.features.save())
-        twin.encoder, twin.search = self.encoder, self.recognizer.search.copy(self.search)
+        twin.encoder = self.encoder
         for name in ("num_encoded", "segment_start", "num_segments", "carried", "end_of_segment", "committed", "sent"):
             setattr(twin, name, getattr(self, name))
         twin.heard = None if self.heard is None else self.heard.copy()
@@ -142,6 +160,15 @@ class Stream:
         """The same with the last word in any case."""
         found = self.recognizer.search.emissions(self.search)
         return open_words.joined(self.carried, found) if self.carried.tokens else found
+
+    @property
+    def num_stable(self) -> int:
+        """Of these tokens, how many stay as they are whatever follows: all of greedy search, of a beam those that all
+        its hypotheses share."""
+        found = self.emissions
+        hidden = len(self.all_emissions.tokens) - len(found.tokens)
+        stable = len(self.carried.tokens) + self.recognizer.search.num_stable(self.search) - hidden
+        return min(max(stable, 0), len(found.tokens))
 
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""
@@ -206,14 +233,43 @@ class StreamingRecognizer:
         self.timebase, self.tokenizer, self.context = self.runtime.timebase, tokenizer, context
         self.search = make_search(self.runtime, search)
         self.endpointing, self.second_pass = endpointing, second_pass
-        self._again: Again | None = None
         if second_pass is not None:
-            whole = make_runtime(self.runtime.source, ChunkContext.full(), self.runtime.name)
-            self._again = Again(whole, search, tokenizer.piece)
+            self.again  # noqa: B018 that it cannot be had is said now
 
-    def create_stream(self) -> Stream:
-        """A stream that has heard nothing."""
-        return Stream(self)
+    @cached_property
+    def again(self) -> Again:
+        """Full context, by the same weights and search. Raises ValueError where the runtime has none."""
+        whole = make_runtime(self.runtime.source, ChunkContext.full(), self.runtime.name)
+        return Again(whole, self.search.options, self.tokenizer.piece)
+
+    def like(self, context: ChunkContext, search: SearchOptions) -> StreamingRecognizer:
+        """A recogniser by the same weights under another context and search. Raises ValueError as making one does."""
+        runtime = self.runtime
+        if context != self.context:
+            runtime = make_runtime(runtime.source, context, runtime.name)
+        given = {"endpointing": self.endpointing, "second_pass": self.second_pass}
+        return StreamingRecognizer(runtime, self.tokenizer, context, search=search, **given)
+
+    def create_stream(
+        self,
+        *,
+        endpointing: Endpointing | Own | None = OWN,
+        second_pass: SecondPass | Own | None = OWN,
+        hotwords: Hotwords | None = None,
+    ) -> Stream:
+        """A stream that has heard nothing.
+
+        Args:
+            endpointing, second_pass: of this stream; OWN = the recogniser's.
+            hotwords: of this stream; None = those of the search's options.
+        Raises:
+            ValueError: for hotwords without a beam, or a second pass where the runtime has none.
+        """
+        endpointing = self.endpointing if endpointing is OWN else endpointing
+        second_pass = self.second_pass if second_pass is OWN else second_pass
+        if second_pass is not None:
+            self.again  # noqa: B018 that it cannot be had is said now
+        return Stream(self, endpointing, second_pass, self.search.begin(hotwords))
 
     def accept_waveform(self, stream: Stream, sample_rate: int, samples: np.ndarray) -> None:
         """Take the next samples (S,) of a stream without decoding; as `Stream.feed` otherwise."""
@@ -280,17 +336,18 @@ class StreamingRecognizer:
         It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes. Where a
         segment ends by its length alone, its result is without the last word, which `reset` gives to the next segment.
         """
-        if self.endpointing is None:
+        endpointing = self._own(stream).endpointing
+        if endpointing is None:
             return False
-        found = self._own(stream).all_emissions
+        found = stream.all_emissions
         frames = found.frames
         seconds = self.timebase.encoder_frame_seconds
         last = frames[-1] + 1 if frames else stream.segment_start
         silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
         given = bool(frames), silence * seconds, utterance * seconds
-        if not self.endpointing.is_endpoint(*given):
+        if not endpointing.is_endpoint(*given):
             return False
-        if not frames or not self.endpointing.by_length(*given):
+        if not frames or not endpointing.by_length(*given):
             return True
         times = [frame * seconds for frame in frames]
         pieces = [self.tokenizer.piece(token) for token in found.tokens]
@@ -303,7 +360,7 @@ class StreamingRecognizer:
         found, end = self._own(stream).all_emissions, stream.end_of_segment
         stream.carried = open_words.split(found, len(found.tokens) if end is None else end)[1]
         stream.end_of_segment = None
-        forget = self.endpointing is not None and self.endpointing.reset_predictor
+        forget = stream.endpointing is not None and stream.endpointing.reset_predictor
         self.search.cut(stream.search, forget and not stream.carried.tokens)
         stream.segment_start = stream.num_encoded
         stream.num_segments += 1
@@ -323,7 +380,7 @@ class StreamingRecognizer:
         first = 0 if heard is None else heard.first // self.timebase.subsampling
         is_open, hotwords = stream.end_of_segment is not None, self.search.hotwords(stream.search)
         of_stream = stream.num_segments, streamed, stream.sent, feats, first, is_open
-        return Segment(*of_stream, self._again, hotwords, self._read)
+        return Segment(*of_stream, None if heard is None else self.again, hotwords, self._read)
 
     def commit(self, stream: Stream) -> Segment:
         """Make final what was said so far, to the last sample: what `Stream.finish` would say of a copy.
@@ -341,12 +398,6 @@ class StreamingRecognizer:
         if stream.heard is not None:
             stream.heard.cut(stream.committed * self.timebase.subsampling)
         return segment
-
-    def second_pass_features(self) -> Heard:
-        """Room for the features of a stream's open segment."""
-        frames, step = self.timebase.sample_rate / self.timebase.frame_shift, self.timebase.subsampling
-        given = self.second_pass
-        return Heard(round(given.max_seconds * frames), round(given.overlap_seconds * frames), step)
 
     def _streamed(self, stream: Stream) -> NBest:
         """What `Stream.emissions` shows, and the other results of a beam likewise; the best alone where the segment

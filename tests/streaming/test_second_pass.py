@@ -151,8 +151,7 @@ def test_a_snapshot_has_the_commit_and_what_was_heard(second_pass):
     for one in (stream, restored):
         one.feed(RATE, samples[50_000:])
     assert restored.commit() == stream.commit() and restored.finish() == stream.finish()
-    with pytest.raises(ValueError, match="was taken under"):
-        make(second_pass=not second_pass).restore(stream.snapshot())
+    assert make(second_pass=not second_pass).restore(stream.snapshot()).state_nbytes == stream.state_nbytes
 
 
 def word(text: str, at: float) -> tuple[tuple[int, ...], float]:
