@@ -18,6 +18,7 @@ from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.live import play_words
 from sumix_stream.streaming.offline import transcribe_batch, transcribe_nbest
 from sumix_stream.streaming.recognizer import Recognizer
+from sumix_stream.streaming.second_pass import LONGEST, SecondPass
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -47,6 +48,7 @@ def score_streaming(
     num_streams: int,
     push_seconds: float,
     options: SearchOptions = GREEDY,
+    second_pass: bool = False,
 ) -> int:
     """Decode a manifest as live streams; print figures and write the report."""
     with _progress(manifest) as (cuts, advance):
@@ -62,6 +64,7 @@ def score_streaming(
             options=options,
             on_utterance=advance,
             runtime=recognizer.runtime_name,
+            second_pass=second_pass,
         )
     return _report(evaluation, manifest, out, options)
 
@@ -125,9 +128,12 @@ def print_live(
     push_seconds: float,
     realtime: bool,
     options: SearchOptions = GREEDY,
+    second_pass: bool = False,
 ) -> int:
-    """Print words as they come: how much has been heard, then each new word after its own time."""
-    streaming = recognizer.streaming(context, search=options)
+    """Print words as they come: how much has been heard, then each new word after its own time. At last the text, by
+    the second pass where there is one."""
+    again = SecondPass(max_seconds=LONGEST) if second_pass else None
+    streaming = recognizer.streaming(context, search=options, second_pass=again)
 
     def one(path: Path, samples: np.ndarray, sample_rate: int) -> bool:
         model_rate = recognizer.timebase.sample_rate
@@ -136,7 +142,10 @@ def print_live(
         stream = streaming.create_stream()
         for heard, words in play_words(recognizer, stream, samples, sample_rate, push_seconds, realtime):
             print(f"{heard:8.2f} s | " + "   ".join(f"{word.start:.2f} {word.text}" for word in words), flush=True)
-        print(f"{path}: {stream.result().text}")
+        final = streaming.final(stream)
+        if second_pass and not final.heard_again:
+            print(f"{path}: longer than {LONGEST:g} s, and so not heard again", file=sys.stderr)
+        print(f"{path}: {final.hypothesis.text}")
         return True
 
     return _each_file(paths, one)
@@ -151,6 +160,23 @@ def play_long(
     endpointing = Endpointing.sherpa(reset_predictor=True)
     streaming = recognizer.streaming(context, search=options, endpointing=endpointing)
     print(long_form(recognizer, streaming, _utterances(_cuts(manifest)), minutes).summary())
+    return 0
+
+
+def score_commits(
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    every: float,
+    options: SearchOptions = GREEDY,
+    second_pass: bool = False,
+) -> int:
+    """Print the errors of utterances that are committed at random times, beside those of the same in one piece."""
+    from sumix_stream.evaluate.seams import committed_at_random
+
+    again = SecondPass(max_seconds=LONGEST) if second_pass else None
+    streaming = recognizer.streaming(context, search=options, second_pass=again)
+    print(committed_at_random(streaming, _utterances(_cuts(manifest)), every).summary())
     return 0
 
 
