@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chunks seen before its own, or unlimited; 4",
     )
     against = "the same load on: bf16 = our server with --precision bf16, bundle = with the exported model"
+    against += ", second-pass = with segments of 5 s that are heard again"
     against += ", sherpa = the stock sherpa-onnx server"
-    add("--against", nargs="+", default=[], choices=("bf16", "bundle", "sherpa"), help=against)
+    add("--against", nargs="+", default=[], choices=("bf16", "bundle", "sherpa", "second-pass"), help=against)
     add("--bundle", type=Path, help="sherpa-onnx bundle of the model and context; default: it is exported")
     add("--bound", type=float, help="seconds of p99 chunk latency that still count as real time; default one chunk")
     add("--repeats", default=3, type=int, help="searches for the most streams in real time; default 3, 0 = none")

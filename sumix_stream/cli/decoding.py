@@ -21,6 +21,7 @@ from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.live import CUTS, Gathered, play_words
 from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.recordings import LONGEST_PART, recognise
+from sumix_stream.streaming.second_pass import LONGEST, SecondPass
 from sumix_stream.streaming.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def score_streaming(
     num_streams: int,
     push_seconds: float,
     options: SearchOptions = GREEDY,
+    second_pass: bool = False,
     errors: int | None = None,
 ) -> int:
     """Decode a manifest as live streams; print figures and the `errors` worst utterances, and write the report."""
@@ -68,6 +70,7 @@ def score_streaming(
             options=options,
             on_utterance=advance,
             runtime=recognizer.runtime_name,
+            second_pass=second_pass,
         )
     return _report(evaluation, manifest, out, options, errors)
 
@@ -136,10 +139,13 @@ def print_live(
     push_seconds: float,
     realtime: bool,
     options: SearchOptions = GREEDY,
+    second_pass: bool = False,
 ) -> int:
     """Recognise recordings as they would come live and write their transcripts; without a format print words as they
-    come: how much has been heard, then each new word after its own time."""
-    streaming = recognizer.streaming(context, search=options, endpointing=CUTS)
+    come: how much has been heard, then each new word after its own time. At last the text, by the second pass where
+    there is one."""
+    again = SecondPass(max_seconds=LONGEST) if second_pass else None
+    streaming = recognizer.streaming(context, search=options, endpointing=CUTS, second_pass=again)
 
     def one(file: AudioFile, channel: Channel, number: int | None) -> Transcript | bool:
         name, quiet, gathered, seconds = _titled(file, number), wanted.format is not None, Gathered(), 0.0
@@ -194,6 +200,23 @@ def play_long(
     endpointing = Endpointing.sherpa(reset_predictor=True)
     streaming = recognizer.streaming(context, search=options, endpointing=endpointing)
     print(long_form(recognizer, streaming, _utterances(_cuts(manifest)), minutes).summary())
+    return 0
+
+
+def score_commits(
+    recognizer: Recognizer,
+    manifest: Path,
+    context: ChunkContext,
+    every: float,
+    options: SearchOptions = GREEDY,
+    second_pass: bool = False,
+) -> int:
+    """Print the errors of utterances that are committed at random times, beside those of the same in one piece."""
+    from sumix_stream.evaluate.seams import committed_at_random
+
+    again = SecondPass(max_seconds=LONGEST) if second_pass else None
+    streaming = recognizer.streaming(context, search=options, second_pass=again)
+    print(committed_at_random(streaming, _utterances(_cuts(manifest)), every).summary())
     return 0
 
 

@@ -96,4 +96,5 @@ def streaming_recognizer(args: argparse.Namespace) -> StreamingRecognizer:
     model = recognizer(args, args.model)
     search = search_options(args, model.tokenizer)
     rules = Endpointing.sherpa(*args.endpoint, args.reset_predictor)
-    return model.streaming(args.chunk, args.left_context, search=search, endpointing=rules)
+    again = args.second_pass
+    return model.streaming(args.chunk, args.left_context, search=search, endpointing=rules, second_pass=again)

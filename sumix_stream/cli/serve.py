@@ -25,6 +25,8 @@ def arguments() -> argparse.Namespace:
     ends = "seconds that end a segment: silence without text, silence after text, length; default 2.4 1.2 20"
     add("--endpoint", default=[2.4, 1.2, 20.0], type=float, nargs=3, metavar="SECONDS", help=ends)
     add("--reset-predictor", action="store_true", help="forget the text at the end of a segment: for hours of audio")
+    again = "hear each segment again under full context when it ends; a stream may also ask for it, or not to have it"
+    add("--second-pass", action="store_true", help=again)
     add("--workers", type=int, help="processes that recognise; default one a core, at most 8; 1 on a GPU")
     add("--max-streams", default=64, type=int, help="streams at a time, more are refused with 503; default 64")
     add("--max-seconds", default=14_400.0, type=float, help="seconds of audio and time a stream; default 14400")

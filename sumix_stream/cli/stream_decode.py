@@ -31,7 +31,11 @@ def arguments() -> argparse.Namespace:
     add("--devices", action="store_true", help="list the microphones, and do nothing else")
     add("--num-streams", default=16, type=int, help="live streams of --cuts at a time; default 16")
     add("--long-form", type=float, metavar="MINUTES", help="play --cuts into one stream, again and again, this long")
+    commits = "commit the --cuts at random times, on the average so far apart, and score the pieces joined"
+    add("--commit-every", type=float, metavar="SECONDS", help=commits)
     add("--push", default="100ms", help="audio in a packet (100ms, 0.1s); default 100ms")
+    again = "hear each recording again under full context when it ends: its text is then the result"
+    add("--second-pass", action="store_true", help=again)
     add("--realtime", action="store_true", help="play audio files at the speed they were spoken")
     add("--check-exactness", action="store_true", help="compare streaming of the audio files with the masked forward")
     add("--allow-commands", action="store_true", help=search_options.ALLOW_COMMANDS)
@@ -47,6 +51,10 @@ def arguments() -> argparse.Namespace:
         parser.error("give either audio files or --cuts (which --long-form needs) or --microphone, one of them")
     if args.microphone is not None and (args.format or args.out):
         parser.error("--format and --out are for recordings: --microphone prints what it hears")
+    if args.commit_every is not None and (args.long_form or not args.cuts):
+        parser.error("--commit-every needs --cuts, and goes without --long-form")
+    if args.second_pass and (args.long_form or args.check_exactness or args.microphone is not None):
+        parser.error("--second-pass is for audio files and --cuts, without --long-form and --check-exactness")
     return args
 
 
@@ -71,11 +79,17 @@ def main(args: argparse.Namespace) -> int:
 
         return listen(recognizer, args.microphone, args.channel, context, options)
     if args.cuts is None:
-        return commands.print_live(recognizer, wanted, context, push, args.realtime, options)
+        return commands.print_live(recognizer, wanted, context, push, args.realtime, options, args.second_pass)
     if args.long_form:
         return commands.play_long(recognizer, args.cuts, context, args.long_form, options)
+    if args.commit_every is not None:
+        return commands.score_commits(recognizer, args.cuts, context, args.commit_every, options, args.second_pass)
+    suffix += "-second-pass" if args.second_pass else ""
     out = args.out or commands.report_directory(args.checkpoint, args.cuts, context, options, suffix)
-    return commands.score_streaming(recognizer, args.cuts, context, out, args.num_streams, push, options, args.errors)
+    again = args.second_pass
+    return commands.score_streaming(
+        recognizer, args.cuts, context, out, args.num_streams, push, options, again, args.errors
+    )
 
 
 def run() -> None:

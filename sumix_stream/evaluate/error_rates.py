@@ -27,6 +27,7 @@ from sumix_stream.runtime.registry import AUTO, as_context, make_runtime
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming.offline import transcribe_batch
+from sumix_stream.streaming.second_pass import LONGEST, SecondPass
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.tokenizer import Tokenizer
 
@@ -177,6 +178,7 @@ def streaming_wer(
     options: SearchOptions = GREEDY,
     on_utterance: OnUtterance | None = None,
     runtime: str = AUTO,
+    second_pass: bool = False,
 ) -> Evaluation:
     """Decode chunk by chunk from samples, many streams in each step.
 
@@ -188,6 +190,7 @@ def streaming_wer(
         realtime: measure latency on the virtual clock; otherwise utterances are there at once, which batches best.
         push_seconds: size of the packets of a real-time stream.
         options: of the search.
+        second_pass: score what a second pass makes of each utterance; its time counts as computing time.
         on_utterance: called with each utterance and its final hypothesis, as they finish.
     """
     if num_streams < 1:
@@ -196,7 +199,8 @@ def streaming_wer(
         raise ValueError(f"push_seconds must be above 0, got {push_seconds}")
     timebase = model.timebase
     context = as_context(model, chunk, left_context)
-    recognizer = StreamingRecognizer(model, tokenizer, context, search=options, runtime=runtime)
+    again = SecondPass(max_seconds=LONGEST) if second_pass else None
+    recognizer = StreamingRecognizer(model, tokenizer, context, search=options, second_pass=again, runtime=runtime)
     grid = timebase.encoder_frame_time(context.chunk_size)
     packet = max(1, timebase.num_samples(push_seconds))
     waiting = enumerate(utterances)
@@ -236,7 +240,9 @@ def streaming_wer(
             for speaker in speakers:
                 _observe(speaker, clock, timebase.encoder_frame_seconds, measured)
                 if speaker.stream.is_finished:
-                    hypothesis = speaker.stream.result()
+                    began = time.perf_counter()
+                    hypothesis = recognizer.final(speaker.stream).hypothesis
+                    measured.compute += time.perf_counter() - began
                     scored[speaker.index] = align(speaker.utterance.id, speaker.utterance.text, hypothesis.text)
                     if on_utterance is not None:
                         on_utterance(speaker.utterance, hypothesis)

@@ -40,6 +40,7 @@ GreedySearch = Callable[[Frames, np.ndarray, GreedyState, float, float, int], tu
 class Runtime(Protocol):
     """A model under one context. Features enter as NumPy arrays; of frames and states only this runtime knows more.
 
+    source: the model, as `registry.make_runtime` takes it for another context.
     search_greedily: greedy search of the runtime's own, equal to `search.greedy.greedy_decode`'s, or None: (frames,
         lengths (B,), state, blank_penalty, temperature, max_symbols) -> what each stream emitted, next state.
     beam_arrays: weights as `sumix_kernels.cpu.search_beams` takes them, or None.
@@ -49,6 +50,7 @@ class Runtime(Protocol):
 
     name: str
     device: str
+    source: Any
     blank_id: int
     vocab_size: int
     frame_dim: int  # D

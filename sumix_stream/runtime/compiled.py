@@ -38,7 +38,8 @@ class CompiledRuntime:
     can_fork = True
 
     def __init__(self, weights: Weights, context: ChunkContext) -> None:
-        self.weights, self.context, self.frame_dim = weights, context, weights.config.encoder.dim
+        self.weights = self.source = weights
+        self.context, self.frame_dim = context, weights.config.encoder.dim
         self.blank_id, self.vocab_size, self.timebase = weights.blank_id, weights.vocab_size, weights.timebase
         self._window, self._rows = chunk_frames(self.timebase, context), Rows(_state(weights, context))
         self._at = {name: start // 4 for name, start in self._rows.starts.items()}  # in numbers of a row

@@ -25,7 +25,8 @@ class OnnxRuntime:
     can_fork = False  # ONNX Runtime's threads do not come along
 
     def __init__(self, bundle: OnnxFiles, context: ChunkContext) -> None:
-        self.bundle, self.context, self.frame_dim = bundle, context, bundle.frame_dim
+        self.bundle = self.source = bundle
+        self.context, self.frame_dim = context, bundle.frame_dim
         self.blank_id = (bundle.blank_id + bundle.offset) % bundle.vocab_size
         self.vocab_size, self.timebase, self.fingerprint = bundle.vocab_size, bundle.timebase, bundle.fingerprint
         self._rows = Rows({str(n): part for n, part in enumerate(bundle.encoder_state(1))})
@@ -34,6 +35,8 @@ class OnnxRuntime:
     def can_run(cls, model: Any, context: ChunkContext) -> str | None:
         if not isinstance(model, OnnxFiles):
             return "it runs exported bundles, not checkpoints: export the checkpoint"
+        if context.chunk_size is None:
+            return f"{model} has no graph for whole segments: export the checkpoint with --second-pass"
         if context != model.context:
             return f"{model} was exported for chunks of {model.context}, not {context}"
         return None

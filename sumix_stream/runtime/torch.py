@@ -65,7 +65,8 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def __init__(self, weights: Weights, context: ChunkContext) -> None:
-        self.weights, self.context, self.frame_dim = weights, context, weights.config.encoder.dim
+        self.weights = self.source = weights
+        self.context, self.frame_dim = context, weights.config.encoder.dim
         self.blank_id, self.vocab_size, self.timebase = weights.blank_id, weights.vocab_size, weights.timebase
         self.model = module_of(weights)
         self._device = self.model.device

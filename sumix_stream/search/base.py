@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,21 @@ from sumix_stream.search.greedy import Emissions, fresh_state, greedy_decode
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.trees import fill, leaves, map_leaves, named_leaves
 
+if TYPE_CHECKING:
+    from sumix_stream.search.beam import Scored
+    from sumix_stream.search.hotwords import Hotwords
+
 
 class Search(Protocol):
     """A search over streams of any age. What it keeps of one stream is its own business: an opaque object."""
 
-    def begin(self) -> Any:
-        """The state of a stream that has heard nothing."""
+    options: SearchOptions
+
+    def begin(self, hotwords: Hotwords | None = None) -> Any:
+        """The state of a stream that has heard nothing, with hotwords of its own or those of the options."""
+
+    def copy(self, stream: Any) -> Any:
+        """The state of another stream that has heard the same and goes on by itself."""
 
     def advance(self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[Any]) -> None:
         """Search the next encoder frames of streams, changing their states. If it raises, no state has changed.
@@ -33,8 +42,14 @@ class Search(Protocol):
     def emissions(self, stream: Any) -> Emissions:
         """Tokens since the last `cut`, their frames counted from the stream's start. To be read, not to be kept."""
 
-    def num_settled(self, stream: Any) -> int:
-        """How many of these tokens no later audio can change."""
+    def nbest(self, stream: Any) -> Sequence[Scored]:
+        """The best results since the last `cut`, best first; none where there is no beam."""
+
+    def num_stable(self, stream: Any) -> int:
+        """Tokens since the last `cut` that stay as they are, whatever follows."""
+
+    def hotwords(self, stream: Any) -> Hotwords | None:
+        """That a stream has of its own."""
 
     def cut(self, stream: Any, forget: bool) -> None:
         """Begin a new segment: no tokens yet. With `forget` the predictor starts afresh, else it goes on unmoved."""
@@ -74,8 +89,13 @@ class GreedySearch:
     def _fresh(self) -> GreedyState:
         return fresh_state(self.runtime, 1)
 
-    def begin(self) -> _GreedyStream:
+    def begin(self, hotwords: Hotwords | None = None) -> _GreedyStream:
+        if hotwords is not None:
+            raise ValueError("hotwords needs a beam, and greedy search has none: set method to modified_beam")
         return _GreedyStream(self._fresh)
+
+    def copy(self, stream: _GreedyStream) -> _GreedyStream:
+        return _GreedyStream(stream.state, Emissions(*map(list, stream.found)))
 
     def advance(
         self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_GreedyStream]
@@ -91,8 +111,14 @@ class GreedySearch:
     def emissions(self, stream: _GreedyStream) -> Emissions:
         return stream.found
 
-    def num_settled(self, stream: _GreedyStream) -> int:
+    def nbest(self, stream: _GreedyStream) -> Sequence[Scored]:
+        return ()
+
+    def num_stable(self, stream: _GreedyStream) -> int:
         return len(stream.found.tokens)
+
+    def hotwords(self, stream: _GreedyStream) -> None:
+        return None
 
     def cut(self, stream: _GreedyStream, forget: bool) -> None:
         stream.found = Emissions([], [], [])

@@ -49,6 +49,20 @@ class BeamSearch:
             return _BeamStream(self._fresh)
         return _BeamStream(BeamState.init(self.runtime, 1, self.options, [hotwords]))
 
+    def copy(self, stream: _BeamStream) -> _BeamStream:
+        return _BeamStream(stream.state, stream.found)
+
+    def num_stable(self, stream: _BeamStream) -> int:
+        """Tokens that all hypotheses share."""
+        state = stream.state
+        alive = state.beams.scores.reshape(1, -1) > -np.inf
+        return state.history.settled[0].count + int(state.history.num_shared(alive)[0])
+
+    def hotwords(self, stream: _BeamStream) -> Hotwords | None:
+        """That a stream has of its own."""
+        (words,) = stream.state.hotwords
+        return None if words == self.options.hotwords else words
+
     def advance(
         self, frames: Frames, lengths: np.ndarray, first_frames: Sequence[int], streams: Sequence[_BeamStream]
     ) -> None:
@@ -67,16 +81,6 @@ class BeamSearch:
         """The best results since the last `cut`, best first; none before the first frame."""
         return stream.found
 
-    def num_settled(self, stream: _BeamStream) -> int:
-        """Those that all hypotheses share, with their frames."""
-        alive = np.flatnonzero(stream.state.beams.scores > -np.inf)
-        first, *others = (list(zip(*lists[:2], strict=True)) for lists in stream.state.history.of(alive[None])[0])
-        count = len(first)
-        for other in others:
-            same = (n for n, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1])
-            count = min(count, next(same, min(len(first), len(other))))
-        return count
-
     def cut(self, stream: _BeamStream, forget: bool) -> None:
         """Begin a new segment from the best hypothesis; with `forget` the predictor starts afresh."""
         stream.state, stream.found = cut(self.runtime, stream.state, self.options, forget), []
@@ -85,13 +89,13 @@ class BeamSearch:
         return stream.state.nbytes
 
     def save(self, stream: _BeamStream) -> tuple[dict[str, np.ndarray], dict]:
-        state, (hotwords,) = stream.state, stream.state.hotwords
+        state, hotwords = stream.state, self.hotwords(stream)
         arrays = dict(named_leaves(_constant(state)))
         history = state.history
         arrays |= {f"history.{name}": getattr(history, name) for name in _ARRAYS}
         lists = zip(_SETTLED.items(), history.settled[0].lists(), strict=True)
         arrays |= {f"settled.{name}": np.array(values, dtype) for (name, dtype), values in lists}
-        own = None if hotwords is None or hotwords == self.options.hotwords else hotwords.sequences
+        own = None if hotwords is None else hotwords.sequences
         return arrays, {"hotwords": own, "decoded": bool(stream.found)}
 
     def restore(self, arrays: dict[str, np.ndarray], values: dict) -> _BeamStream:

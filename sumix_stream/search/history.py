@@ -95,17 +95,21 @@ class History(NamedTuple):
             for of_stream, counts, settled in zip(own, num_tokens, self.settled, strict=True)
         ]
 
+    def num_shared(self, alive: np.ndarray) -> np.ndarray:
+        """Tokens beyond the settled ones that all hypotheses of a stream share which are alive (B, K): (B,)."""
+        places, streams = np.arange(self.tokens.shape[2]), np.arange(len(alive))
+        first = alive.argmax(1)
+        same = places < self.num_tokens[..., None]
+        for part in self[:2]:
+            same &= part == part[streams, first][:, None]
+        return np.cumprod((same | ~alive[..., None]).all(1), axis=1).sum(1)
+
     def settle(self, alive: np.ndarray) -> History:
         """Move what all hypotheses that are alive (B, K) share to the settled tokens, once there is much."""
         width = self.tokens.shape[2]
         if width < _SETTLE:
             return self
-        places, streams = np.arange(width), np.arange(len(alive))
-        first = alive.argmax(1)
-        same = places < self.num_tokens[..., None]
-        for part in self[:2]:
-            same &= part == part[streams, first][:, None]
-        shared = np.cumprod((same | ~alive[..., None]).all(1), axis=1).sum(1)  # (B,)
+        shared, first = self.num_shared(alive), alive.argmax(1)
         settled = []
         for b, count in enumerate(shared.tolist()):
             own = [part[b, first[b], :count] for part in self[:3]]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,7 @@ class Transcript:
     segments: list[dict] = field(default_factory=list)  # final messages
     partials: list[dict] = field(default_factory=list)
     final_seconds: float = 0.0  # from `end` to the last result
+    events: list[dict] = field(default_factory=list)  # messages of other kinds: started, speech_started, ...
     decoded_at: list[tuple[float, float]] = field(default_factory=list)  # (heard, since the first packet) of messages
 
     @property
@@ -48,6 +50,8 @@ async def transcribe(
     *,
     packet_seconds: float = 0.1,
     realtime: bool = False,
+    options: Mapping[str, object] | None = None,
+    commits: Sequence[float] = (),
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Transcript:
@@ -56,24 +60,30 @@ async def transcribe(
     Args:
         uri: such as ws://localhost:6006/stream.
         realtime: send packets as they would be spoken; otherwise as fast as the server takes them.
+        options: further keys of `start`, such as {"second_pass": True}; see PROTOCOL.md.
+        commits: seconds of audio after which what was said becomes final; a packet ends there.
     Raises:
         ServerError: the server reported an error. websockets' InvalidStatus: it refused the stream.
     """
     form = "s16le" if samples.dtype == np.int16 else "f32le"
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    options = {"compression": None, "proxy": None, "ping_timeout": None}  # pongs may wait behind our own audio
-    async with connect(uri, additional_headers=headers, ssl=tls, **options) as connection:
+    how = {"compression": None, "proxy": None, "ping_timeout": None}  # pongs may wait behind our own audio
+    async with connect(uri, additional_headers=headers, ssl=tls, **how) as connection:
         result, began = Transcript(), time.monotonic()
         reader = asyncio.create_task(_collect(connection, result, began))
         packet = max(1, int(packet_seconds * sample_rate))
         data = samples.astype(protocol.DTYPES[form], copy=False)
+        committed = {min(len(data), round(seconds * sample_rate)) for seconds in commits}
+        ends = sorted({*range(packet, len(data), packet), len(data), *committed})
         try:
-            await connection.send(protocol.dump(type="start", sample_rate=sample_rate, format=form))
-            for start in range(0, len(data), packet):
+            await connection.send(protocol.dump(type="start", sample_rate=sample_rate, format=form, **(options or {})))
+            for start, end in zip([0, *ends], ends, strict=False):
                 if realtime:
-                    due = began + min(start + packet, len(data)) / sample_rate
-                    await asyncio.sleep(max(0.0, due - time.monotonic()))
-                await connection.send(data[start : start + packet].tobytes())
+                    await asyncio.sleep(max(0.0, began + end / sample_rate - time.monotonic()))
+                if end > start:
+                    await connection.send(data[start:end].tobytes())
+                if end in committed:
+                    await connection.send(protocol.dump(type="commit"))
             ended = time.monotonic()
             await connection.send(protocol.dump(type="end"))
         except ConnectionClosed:
@@ -101,3 +111,5 @@ async def _collect(connection: ClientConnection, result: Transcript, began: floa
             result.segments.append(message)
         elif message["type"] == "done":
             return
+        elif message["type"] not in ("ready", "progress"):
+            result.events.append(message)

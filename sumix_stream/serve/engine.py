@@ -3,127 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import NamedTuple
+from functools import partial
+from weakref import WeakValueDictionary
 
-import numpy as np
-
-from sumix_stream.serve import protocol
-from sumix_stream.serve.chunk_buffer import ChunkBuffer
+from sumix_stream.serve import events, protocol
+from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.options import DEFAULTS, StreamOptions
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+from sumix_stream.serve.second_passes import SecondPasses
+from sumix_stream.serve.session import Awaited, Report, Session, Write, missing_samples
 from sumix_stream.serve.transcript import Transcript
-from sumix_stream.serve.turns import Credit, Turns
-from sumix_stream.streaming.stream import Stream, StreamingRecognizer
+from sumix_stream.serve.turns import Turns
+from sumix_stream.streaming.second_pass import Final, Segment
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
-
-
-class EventKind(str, Enum):
-    """All but AUDIO_ACCEPTED are messages of the protocol."""
-
-    READY = "ready"
-    PARTIAL = "partial"
-    PROGRESS = "progress"
-    FINAL = "final"
-    DONE = "done"
-    ERROR = "error"
-    AUDIO_ACCEPTED = "audio_accepted"  # the stream has got audio that waited: there is room for more
-
-
-class Event(NamedTuple):
-    """Something for a session's client."""
-
-    kind: EventKind
-    text: str = ""
-    close_code: int | None = None  # after the message, the connection ends
-
-
-class Session:
-    """One client's stream. The network's thread pushes, the engine's thread recognises and reports.
-
-    Audio waits until it completes a chunk, and then goes to the filter bank at once: packet by packet that would cost
-    several times as much, and nothing comes of it any earlier.
-
-    Args:
-        report: called in the engine's thread with events, in order.
-    """
-
-    def __init__(self, engine: Engine, sample_rate: int, report: Callable[[list[Event]], None]) -> None:
-        self.engine, self.sample_rate, self.report = engine, sample_rate, report
-        self.num_taken = 0  # samples that the stream has got
-        self.wanted = missing_samples(engine.recognizer, None, sample_rate)  # that complete the next chunk
-        self._buffer = ChunkBuffer(sample_rate)  # pieces of a second: nobody's turn is long
-        self._ended = self.closed = False
-        self.stream: Stream | None = None  # made by the engine's thread
-        self.transcript = Transcript(engine.recognizer.tokenizer, engine.recognizer.timebase)
-        self.segment = 0
-        self.arrival = 0.0  # of the newest audio that the stream has got
-        self.finishing = False  # the stream knows that its input is finished
-        self.credit = Credit(engine.turns.clock())
-
-    @property
-    def num_pending(self) -> int:
-        """Samples that wait for the engine."""
-        return self._buffer.num_samples
-
-    @property
-    def pending_seconds(self) -> float:
-        """Audio that waits for the engine."""
-        return self.num_pending / self.sample_rate
-
-    def push(self, samples: np.ndarray) -> None:
-        """Hand over samples (S,); never waits."""
-        arrival = time.monotonic()
-        with self.engine.lock:
-            self._buffer.add(samples, arrival)
-            enough = self.num_pending >= self.wanted
-        if enough:
-            self.engine.wake(self)
-
-    def end(self) -> None:
-        """No more audio: the last results and `done` will be reported."""
-        with self.engine.lock:
-            self._ended = True
-        self.engine.wake(self)
-
-    def close(self) -> None:
-        """Forget this session; nothing more is reported."""
-        self.engine.remove(self)
-
-    def take(self) -> tuple[np.ndarray, float] | None:
-        """Audio for the next chunk and when its end arrived; None while there is too little and more will come."""
-        with self.engine.lock:
-            if not self.num_pending or not (self.num_pending >= self.wanted or self._ended):
-                return None
-            samples, arrival = self._buffer.take(self.wanted)
-            self.num_taken += len(samples)
-            return samples, arrival
-
-    @property
-    def has_input(self) -> bool:
-        with self.engine.lock:
-            if self._ended:
-                return self.num_pending > 0 or not self.finishing
-            return self.num_pending >= self.wanted
-
-    @property
-    def is_over(self) -> bool:
-        """All audio has been taken and the client has said that there is no more."""
-        with self.engine.lock:
-            return self._ended and not self.num_pending
-
-
-def missing_samples(recognizer: StreamingRecognizer, stream: Stream | None, sample_rate: int) -> int:
-    """Samples of `sample_rate` Hz, at least 1, that a stream (None = a new one) lacks for a chunk."""
-    timebase, chunk_size = recognizer.timebase, recognizer.context.chunk_size
-    waiting = 0 if stream is None else stream.features.num_frames * timebase.frame_shift
-    seconds = timebase.chunk_latency_seconds(chunk_size) - timebase.seconds(waiting)
-    return max(1, math.ceil(seconds * sample_rate))
 
 
 class Engine:
@@ -140,7 +38,8 @@ class Engine:
     ) -> None:
         self.recognizer, self.metrics = recognizer, metrics
         self.turns = Turns(clock)
-        self._chunk_seconds = recognizer.timebase.encoder_frame_time(recognizer.context.chunk_size)
+        self._recognizers: WeakValueDictionary[tuple, StreamingRecognizer] = WeakValueDictionary()
+        self.second_passes = SecondPasses(self._heard_again)
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._stopping = False
@@ -159,13 +58,23 @@ class Engine:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+        self.second_passes.stop()
 
-    def open(self, sample_rate: int, report: Callable[[list[Event]], None]) -> Session:
-        """A new session for audio of `sample_rate` Hz."""
-        session = Session(self, sample_rate, report)
+    def open(
+        self, sample_rate: int, report: Report, options: StreamOptions = DEFAULTS, *, write: Write = protocol.write
+    ) -> Session:
+        """A new session for audio of `sample_rate` Hz. Raises ValueError where its options cannot be had."""
+        session = Session(self, sample_rate, report, options, write=write)
         with self.lock:
             self._sessions.add(session)
         return session
+
+    def recognizer_of(self, options: StreamOptions) -> StreamingRecognizer:
+        """The one of all streams of this kind, kept as long as there is one."""
+        found = self._recognizers.get(options.kind)
+        if found is None:
+            found = self._recognizers[options.kind] = options.recognizer(self.recognizer)
+        return found
 
     def remove(self, session: Session) -> None:
         with self.lock:
@@ -192,13 +101,15 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self.lock:
-                self._wake.wait_for(lambda: self._due or self._stopping)
+                self._wake.wait_for(lambda: self._due or self._stopping or self.second_passes.any_done)
                 if self._stopping:
                     return
             self.turn()
 
     def turn(self) -> bool:
         """One round, if anything is to be done; whether more is. Of an engine without a thread, in its owner's."""
+        for (session, awaited), final in self.second_passes.done():
+            self._guarded(partial(self._take_final, awaited=awaited, final=final), session)
         with self.lock:
             sessions = self.turns.choose(list(self._due), self._sessions)
             for session in sessions:
@@ -207,21 +118,54 @@ class Engine:
             self._round(sessions)
         return bool(self._due)
 
+    def _heard_again(self) -> None:
+        """In the thread of second passes."""
+        with self.lock:
+            self._wake.notify()
+        self.on_heard_again()
+
+    def on_heard_again(self) -> None:
+        """Called in another thread when `turn` has a second pass to report; of an engine without a thread."""
+
+    def _take_final(self, session: Session, awaited: Awaited, final: Final | Exception) -> None:
+        if session.closed:
+            return
+        if isinstance(final, Exception):
+            raise final
+        self.metrics.second_pass.observe(time.monotonic() - awaited.since)
+        awaited.final = final
+        session.release()
+        self.wake(session)
+
     def _round(self, sessions: Sequence[Session]) -> None:
         """Feed all, move all that are ready by one chunk, report; those that have more to do are due again."""
+        sessions = [session for session in sessions if not session.is_blocked]
         for session in sessions:
             self._guarded(self._feed, session)
-        ready = [session for session in sessions if not session.closed and session.stream and session.stream.is_ready]
-        moved = self._decode(ready)
-        for session in moved:
-            session.wanted = missing_samples(self.recognizer, session.stream, session.sample_rate)
-            self._guarded(self._report, session)
+        by_kind: dict[StreamingRecognizer, list[Session]] = {}
         for session in sessions:
-            if session.finishing and not session.closed and session.stream.is_finished:
+            if not session.closed and session.stream and session.stream.is_ready:
+                by_kind.setdefault(session.recognizer, []).append(session)
+        for ready in by_kind.values():
+            for session in self._decode(ready):
+                self._note_wanted(session)
+                self._guarded(self._report, session)
+        for session in sessions:
+            if session.closed or session.stream.is_ready:
+                continue
+            if session.take_commit():
+                self._guarded(self._commit, session)
+            if session.finishing and not session.finished and not session.closed and session.stream.is_finished:
                 self._guarded(self._finish, session)
         for session in sessions:
+            if session.is_blocked or session.finished:
+                continue  # until a second pass is done
             if session.has_input or (session.stream is not None and session.stream.is_ready):
                 self.wake(session)
+
+    def _note_wanted(self, session: Session) -> None:
+        of_chunk = session.recognizer.timebase, session.recognizer.context.chunk_size
+        session.wanted = missing_samples(*of_chunk, session.sample_rate, session.stream.features.num_frames)
 
     def _guarded(self, action: Callable[[Session], None], session: Session) -> None:
         """What goes wrong with one session ends that one."""
@@ -233,27 +177,29 @@ class Engine:
     def _feed(self, session: Session) -> None:
         """Audio up to the next chunk, no more: a fast sender's costs are spread, and its audio counts as waiting."""
         if session.stream is None:
-            session.stream = self.recognizer.create_stream()
+            asked = session.options
+            own = {"endpointing": asked.endpointing, "second_pass": asked.second_pass, "hotwords": asked.hotwords}
+            session.stream = session.recognizer.create_stream(**own)
         taken = False
         while not session.closed and not session.stream.is_ready and (item := session.take()) is not None:
             samples, session.arrival = item
-            self.recognizer.accept_waveform(session.stream, session.sample_rate, samples)
+            session.recognizer.accept_waveform(session.stream, session.sample_rate, samples)
             self.metrics.audio.inc(len(samples) / session.sample_rate)
-            session.wanted = missing_samples(self.recognizer, session.stream, session.sample_rate)
+            self._note_wanted(session)
             taken = True
         if taken:
             session.report([Event(EventKind.AUDIO_ACCEPTED)])
         if not session.stream.is_ready and not session.finishing and session.is_over:
             session.finishing = True
-            self.recognizer.input_finished(session.stream)
+            session.recognizer.input_finished(session.stream)
 
     def _decode(self, sessions: Sequence[Session]) -> Sequence[Session]:
-        """One chunk of each, together; if that fails, each alone, and only those that fail are ended."""
+        """One chunk of each of one kind, together; if that fails, each alone, and only those that fail are ended."""
         if not sessions:
             return []
         began, fault = time.monotonic(), None
         try:
-            self.recognizer.decode([session.stream for session in sessions])
+            sessions[0].recognizer.decode([session.stream for session in sessions])
         except Exception as raised:
             fault = raised
         if fault is not None and len(sessions) > 1:
@@ -263,44 +209,118 @@ class Engine:
             return []
         seconds = time.monotonic() - began
         self.turns.took(seconds, len(sessions))
+        recognizer = sessions[0].recognizer
+        chunk_seconds = recognizer.timebase.encoder_frame_time(recognizer.context.chunk_size)
         for session in sessions:
-            session.credit.spend(self._chunk_seconds)
+            session.credit.spend(chunk_seconds)
         self.metrics.step.observe(seconds)
         self.metrics.batch.observe(len(sessions))
         return sessions
 
     def _report(self, session: Session) -> None:
-        recognizer, stream = self.recognizer, session.stream
-        decoded = stream.num_encoded * recognizer.timebase.encoder_frame_seconds
+        recognizer, stream = session.recognizer, session.stream
         if recognizer.is_endpoint(stream) and not stream.is_finished:
-            final = self._result(EventKind.FINAL, session) if stream.num_tokens else None
+            by_length = stream.end_of_segment is not None
+            if session.options.speech_events and not by_length:
+                self._note_speech(session)
+                self._note_silence(session)
+            if stream.num_tokens:
+                self._end_segment(session, recognizer.segment(stream), "endpoint", stream.num_encoded)
             recognizer.reset(stream)
-            if final is not None:
-                session.segment += 1
-                session.transcript = Transcript(recognizer.tokenizer, recognizer.timebase)
-                session.report([final])
-        elif stream.num_tokens and not stream.is_finished:
-            session.report([self._result(EventKind.PARTIAL, session)])
         else:
-            session.report([Event(EventKind.PROGRESS, protocol.dump(type="progress", decoded=round(decoded, 3)))])
+            if session.options.speech_events:
+                self._note_speech(session)
+            session.tell(self._so_far(session))
         self.metrics.latency.observe(time.monotonic() - session.arrival)
 
-    def _finish(self, session: Session) -> None:
-        final = self._result(EventKind.FINAL, session)
-        seconds = session.stream.num_encoded * self.recognizer.timebase.encoder_frame_seconds
-        done = protocol.dump(type="done", segments=session.segment + 1, decoded=round(seconds, 3))
-        session.report([final, Event(EventKind.DONE, done, 1000)])
-        self.remove(session)
-
-    def _result(self, kind: EventKind, session: Session) -> Event:
-        recognizer, found, more = self.recognizer, session.stream.emissions, {}
-        timebase = recognizer.timebase
-        decoded = session.stream.num_encoded * timebase.encoder_frame_seconds
+    def _so_far(self, session: Session) -> events.Partial | events.Progress:
+        stream = session.stream
+        decoded = self._seconds(session, stream.num_encoded)
+        found = stream.emissions
+        if not found.tokens or stream.is_finished:
+            return events.Progress(decoded)
         text, words = session.transcript.read(found)
-        if kind is EventKind.FINAL:
-            more["tokens"] = [recognizer.tokenizer.piece(token) for token in found.tokens]
-            more["timestamps"] = [round(timebase.encoder_frame_time(frame), 3) for frame in found.frames]
-        return Event(kind, protocol.result(kind.value, session.segment, decoded, text, words, **more))
+        stable = session.transcript.num_complete(found.tokens[: stream.num_stable])
+        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)))
+
+    def _commit(self, session: Session) -> None:
+        """A chunk's time is charged for it, as it is decoded to the last sample."""
+        recognizer, stream = session.recognizer, session.stream
+        session.credit.spend(recognizer.timebase.encoder_frame_time(recognizer.context.chunk_size))
+        if session.num_taken == session.committed:  # nothing has come since the last one
+            nothing = Segment.empty(stream.num_segments)
+            self._end_segment(session, nothing, "commit", max(stream.num_encoded, stream.committed))
+            return
+        session.committed = session.num_taken
+        segment = recognizer.commit(stream)
+        self._end_segment(session, segment, "commit", stream.committed)
+
+    def _finish(self, session: Session) -> None:
+        stream, session.finished = session.stream, True
+        if session.options.speech_events:
+            self._note_speech(session)
+            self._note_silence(session)
+        reason = "end" if session.fault is None else session.fault.code
+        segment = session.recognizer.segment(stream)
+        self._end_segment(session, segment, reason, stream.num_encoded)
+        done = events.Done(session.segment, self._seconds(session, stream.num_encoded))
+        session.tell(session.fault or done)
+
+    def _end_segment(self, session: Session, segment: Segment, reason: str, num_encoded: int) -> None:
+        """Tell what a segment said, by its second pass where there is one."""
+        asked = session.stream.second_pass is not None
+        decoded, number = self._seconds(session, num_encoded), session.segment
+        tell = partial(self._final, session, number, decoded, reason, asked)
+        session.segment += 1
+        session.transcript = Transcript(session.recognizer.tokenizer, session.recognizer.timebase)
+        if not asked:
+            session.tell(tell(segment.final()))
+            return
+        awaited = Awaited(tell)
+        session.tell(awaited)
+        self.second_passes.submit(segment, (session, awaited))
+
+    def _final(
+        self, session: Session, number: int, decoded: float, reason: str, second_pass: bool, final: Final
+    ) -> events.Final:
+        recognizer, found = session.recognizer, final.emissions
+        timebase, tokenizer = recognizer.timebase, recognizer.tokenizer
+        text, words = Transcript(tokenizer, timebase).read(found)
+        alternatives = ()
+        if recognizer.search.options.nbest > 1:
+            alternatives = [
+                events.Alternative(tokenizer.decode(list(one.tokens)), float(one.score)) for one in final.alternatives
+            ]
+        return events.Final(
+            number,
+            decoded,
+            reason,
+            text,
+            words,
+            [tokenizer.piece(token) for token in found.tokens],
+            [timebase.encoder_frame_time(frame) for frame in found.frames],
+            final.streaming.text if second_pass else None,
+            final.heard_again,
+            alternatives,
+        )
+
+    def _note_speech(self, session: Session) -> None:
+        """Speech begins with the first token after a silence."""
+        frames = session.stream.all_emissions.frames
+        if not session.speaking and frames and frames[-1] >= session.quiet_since:
+            first = next(frame for frame in frames if frame >= session.quiet_since)
+            session.speaking = True
+            session.tell(events.SpeechStarted(self._seconds(session, first)))
+
+    def _note_silence(self, session: Session) -> None:
+        if session.speaking:
+            session.speaking = False
+            last = session.stream.all_emissions.frames[-1:] or [session.stream.num_encoded - 1]
+            session.tell(events.SpeechStopped(self._seconds(session, last[0] + 1)))
+        session.quiet_since = session.stream.num_encoded
+
+    def _seconds(self, session: Session, frame: int) -> float:
+        return session.recognizer.timebase.encoder_frame_time(frame)
 
     def _fail(self, session: Session, fault: Exception) -> None:
         """End one session. What went wrong is told to the client only where it is the client's audio."""
@@ -312,5 +332,7 @@ class Engine:
             _log.error("a stream failed", exc_info=fault)
             error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
-        session.report([Event(EventKind.ERROR, protocol.error(error), error.close_code)])
+        failed = session.write(events.Failed(error.code, str(error), error.close_code))
+        if failed is not None:
+            session.report([failed])
         self.remove(session)

@@ -26,6 +26,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.second_pass = Histogram(
+            "sumix_second_pass_seconds",
+            "From the end of a segment to its result by the second pass",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.step = Histogram("sumix_step_seconds", "Recognition of one batch", buckets=_SECONDS, registry=registry)
         self.batch = Histogram("sumix_batch_streams", "Streams in a batch", buckets=_STREAMS, registry=registry)
 

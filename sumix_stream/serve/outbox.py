@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from sumix_stream.serve.engine import Event, EventKind
+from sumix_stream.serve.events import Event, EventKind
 
 
 class Outbox:

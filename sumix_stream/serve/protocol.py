@@ -4,19 +4,24 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check_samples
 from sumix_stream.search.hypothesis import Word
+from sumix_stream.serve import events
+from sumix_stream.serve.events import Event, EventKind, Failed, Happened
+from sumix_stream.serve.options import Offer, StreamOptions, Wrong
 
-VERSION = 1
+VERSION = 2
 PATH = "/stream"
 DTYPES = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 DEFAULT_RATE, DEFAULT_FORMAT = 16_000, "s16le"
-MAX_TEXT = 4_096  # characters of a client's text message
+MAX_TEXT = 16_384  # characters of a client's text message
 _MAX_RATIO = 300_000  # 11025:16000 passes; filters of worse ratios take up to 100 MB, for anyone who asks
-_START_KEYS = {"type", "sample_rate", "format"}
+_AUDIO_KEYS = {"type", "sample_rate", "format"}
+TYPES = ("start", "commit", "keepalive", "end")
 
 
 class ProtocolError(ValueError):
@@ -25,6 +30,10 @@ class ProtocolError(ValueError):
     def __init__(self, code: str, message: str, close_code: int) -> None:
         super().__init__(message)
         self.code, self.close_code = code, close_code
+
+    @property
+    def failed(self) -> Failed:
+        return Failed(self.code, str(self), self.close_code)
 
 
 BAD_MESSAGE, POLICY, INTERNAL, GOING_AWAY = 1007, 1008, 1011, 1001  # RFC 6455, 7.4.1
@@ -57,23 +66,28 @@ class AudioFormat:
 
 
 def read_text(text: str) -> dict:
-    """A client's text message: an object whose `type` is start or end. Raises ProtocolError for anything else."""
+    """A client's text message: an object whose `type` is one of TYPES. Raises ProtocolError for anything else."""
     try:
         message = json.loads(text) if len(text) <= MAX_TEXT else None
     except (ValueError, RecursionError):
         message = None
-    if not isinstance(message, dict) or message.get("type") not in ("start", "end"):
+    if not isinstance(message, dict) or message.get("type") not in TYPES:
+        known = ", ".join(f'{{"type": "{kind}"}}' for kind in TYPES)
         raise ProtocolError(
-            "bad_message", 'a text message is JSON: {"type": "start", ...} or {"type": "end"}', BAD_MESSAGE
+            "bad_message", f"a text message is JSON of at most {MAX_TEXT} characters, one of {known}", BAD_MESSAGE
         )
     return message
 
 
-def read_start(message: dict) -> AudioFormat:
-    """Raises ProtocolError for an unknown key, a rate that cannot be, or another format."""
-    if unknown := sorted(message.keys() - _START_KEYS):
+def read_start(message: dict, offer: Offer | None = None) -> tuple[AudioFormat, StreamOptions | None]:
+    """The audio's format, and the options where there are any, of those on offer.
+
+    Raises ProtocolError for an unknown key, a rate that cannot be, another format, or an option that cannot be had.
+    """
+    known = _AUDIO_KEYS | set(() if offer is None else offer.keys)
+    if unknown := sorted(message.keys() - known):
         raise ProtocolError(
-            "bad_start", f"unknown key {unknown[0][:40]!r}; known: {', '.join(sorted(_START_KEYS))}", BAD_MESSAGE
+            "bad_start", f"unknown key {unknown[0][:40]!r}; known: {', '.join(sorted(known))}", BAD_MESSAGE
         )
     rate, form = message.get("sample_rate", DEFAULT_RATE), message.get("format", DEFAULT_FORMAT)
     try:
@@ -86,16 +100,70 @@ def read_start(message: dict) -> AudioFormat:
         raise ProtocolError("bad_start", fault, BAD_MESSAGE)
     if not isinstance(form, str) or form not in DTYPES:
         raise ProtocolError("bad_start", f"format must be one of {', '.join(DTYPES)}", BAD_MESSAGE)
-    return AudioFormat(rate, form)
+    try:
+        options = offer.read(message) if message.keys() - _AUDIO_KEYS else None
+    except Wrong as fault:
+        raise ProtocolError("bad_start", str(fault), BAD_MESSAGE) from None
+    return AudioFormat(rate, form), options
 
 
-def result(kind: str, segment: int, decoded: float, text: str, words: Sequence[str], **more: Sequence) -> str:
-    """A `partial` or `final` message; `decoded`: seconds of audio it has heard; words: as `word` writes them; `more`:
-    the `tokens` and `timestamps` of a final one."""
-    head = dump(type=kind, segment=segment, decoded=round(decoded, 3), text=text, **more)
-    return f'{head[:-1]},"words":[{",".join(words)}]}}'
+def write(happened: Happened) -> Event | None:
+    """The message of something that happened."""
+    kind = _KINDS[type(happened)]
+    close_code = happened.close_code if kind is EventKind.ERROR else 1000 if kind is EventKind.DONE else None
+    return Event(kind, _WRITERS.get(type(happened), _fields)(kind.value, happened), close_code)
 
 
+_KINDS = {
+    events.Started: EventKind.STARTED,
+    events.Partial: EventKind.PARTIAL,
+    events.Progress: EventKind.PROGRESS,
+    events.Final: EventKind.FINAL,
+    events.SpeechStarted: EventKind.SPEECH_STARTED,
+    events.SpeechStopped: EventKind.SPEECH_STOPPED,
+    events.Done: EventKind.DONE,
+    Failed: EventKind.ERROR,
+}
+
+
+def _fields(kind: str, happened: Happened) -> str:
+    values = happened._asdict()
+    values.pop("close_code", None)
+    return dump(type=kind, **{name: round(x, 3) if isinstance(x, float) else x for name, x in values.items()})
+
+
+def _partial(kind: str, found: events.Partial) -> str:
+    head = dump(type=kind, segment=found.segment, decoded=round(found.decoded, 3), text=found.text, stable=found.stable)
+    return _with_words(head, found.words)
+
+
+def _final(kind: str, found: events.Final) -> str:
+    more = {}
+    if found.streaming_text is not None:
+        more |= {"streaming_text": found.streaming_text, "second_pass": found.second_pass}
+    if found.alternatives:
+        more["alternatives"] = [{"text": one.text, "score": round(one.score, 3)} for one in found.alternatives]
+    head = dump(
+        type=kind,
+        segment=found.segment,
+        decoded=round(found.decoded, 3),
+        reason=found.reason,
+        text=found.text,
+        tokens=found.tokens,
+        timestamps=[round(time, 3) for time in found.timestamps],
+        **more,
+    )
+    return _with_words(head, found.words)
+
+
+_WRITERS = {events.Partial: _partial, events.Final: _final}
+
+
+def _with_words(head: str, words: Sequence[Word]) -> str:
+    return f'{head[:-1]},"words":[{",".join(map(word, words))}]}}'
+
+
+@lru_cache(4096)  # all words of a segment are sent again with each chunk
 def word(said: Word) -> str:
     """An element of `words`."""
     start, end, confidence = (round(value, 3) for value in said[1:4])

@@ -16,12 +16,14 @@ from websockets.frames import Frame, Opcode, apply_mask
 from websockets.protocol import State
 
 from sumix_stream.serve import protocol
-from sumix_stream.serve.engine import Event, EventKind, Session
+from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.options import DEFAULTS, Offer, StreamOptions
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import AudioFormat, ProtocolError
+from sumix_stream.serve.session import Session
 
 _log = logging.getLogger(__name__)
 _WHOLE_BINARY = b"\x82"  # the first byte of a frame: the only one of its message, and binary
@@ -107,8 +109,8 @@ class Client:
 
     Args:
         limits: of `Limits`, those of time, bytes and waiting audio.
-        open_session: a session for audio of a rate (Hz) that reports to a function.
-        chunk_seconds: audio that the first chunk takes: so much may wait besides `limits.pending_seconds`.
+        open_session: a session for audio of a rate (Hz) that reports to a function, with options.
+        offer: what options there are.
     """
 
     def __init__(
@@ -120,14 +122,15 @@ class Client:
         *,
         limits: Limits,
         metrics: Metrics,
-        open_session: Callable[[int, Callable[[list[Event]], None]], Session],
-        chunk_seconds: float,
+        open_session: Callable[[int, Callable[[list[Event]], None], StreamOptions], Session],
+        offer: Offer,
     ) -> None:
         self.session: Session | None = None
         self.num_bytes = 0
         self._connection, self._outbox, self._mailbox, self._name = connection, outbox, mailbox, name
         self._limits, self._metrics, self._open_session = limits, metrics, open_session
-        self._most_pending = chunk_seconds + limits.pending_seconds
+        self._offer, self._options = offer, DEFAULTS
+        self._most_pending = offer.latency_seconds(DEFAULTS) + limits.pending_seconds
         self._audio = AudioFormat()
         self._num_samples = 0
         self._loop = asyncio.get_running_loop()
@@ -177,7 +180,7 @@ class Client:
             self._end_with(ProtocolError("too_long", text, protocol.POLICY))
         elif now >= self._last_audio + limits.idle_seconds:
             text = f"no audio for {limits.idle_seconds:g} seconds"
-            self._end_with(ProtocolError("idle", text, protocol.POLICY))
+            self._end_after_last_words(ProtocolError("idle", text, protocol.POLICY))
         else:
             due = min(self._deadline, self._last_audio + limits.idle_seconds)
             self._timer = self._loop.call_at(due, self._watch)
@@ -185,6 +188,18 @@ class Client:
     def _fail(self) -> None:
         _log.exception("reading failed")
         self._end_with(ProtocolError("internal", "the server failed; open a new stream", protocol.INTERNAL))
+
+    def _end_after_last_words(self, fault: ProtocolError) -> None:
+        """What was said becomes final, and then the stream ends."""
+        if self.session is None or self.session.closed:
+            self._end_with(fault)
+            return
+        self._over = True
+        self._connection.direct = None
+        self._audio_accepted.set()
+        self._metrics.errors.labels(code=fault.code).inc()
+        log_event(_log, "fault", stream=self._name, code=fault.code)
+        self.session.end(fault.failed)
 
     def _end_with(self, fault: ProtocolError) -> None:
         self._over = True
@@ -225,14 +240,28 @@ class Client:
     def _take_text(self, message: str) -> bool:
         """Whether it is the last message."""
         content = protocol.read_text(message)
-        if content["type"] == "end":
+        kind = content["type"]
+        if kind == "end":
             self._open(self._audio).end()
             return True
+        if kind == "start":
+            self._start(content)
+        elif kind == "keepalive":
+            self._last_audio = self._loop.time()
+        elif not self._open(self._audio).commit():
+            fault = "too many commits wait for their results: wait for some first"
+            raise ProtocolError("bad_message", fault, protocol.BAD_MESSAGE)
+        return False
+
+    def _start(self, content: dict) -> None:
         if self.session is not None:
             raise ProtocolError("bad_start", "start must come first, and once", protocol.BAD_MESSAGE)
-        self._audio = protocol.read_start(content)
+        self._audio, options = protocol.read_start(content, self._offer)
+        if options is not None:
+            self._options = options
+            self._most_pending = self._offer.latency_seconds(options) + self._limits.pending_seconds
+            self._outbox.put(protocol.write(self._offer.started(options)))
         self._open(self._audio)
-        return False
 
     def _take_audio(self, message: bytes) -> None:
         samples, limits = self._audio.samples(message), self._limits
@@ -247,7 +276,7 @@ class Client:
 
     def _open(self, audio: AudioFormat) -> Session:
         if self.session is None:
-            self.session = self._open_session(audio.sample_rate, self._report)
+            self.session = self._open_session(audio.sample_rate, self._report, self._options)
         return self.session
 
     def _has_room(self) -> bool:

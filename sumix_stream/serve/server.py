@@ -16,10 +16,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.engine import Engine, Event, EventKind
+from sumix_stream.serve.engine import Engine
+from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.options import Offer
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.reading import Client, DirectConnection, Mailbox, last_words
@@ -63,8 +65,7 @@ class Server:
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
         self._outboxes: set[Outbox] = set()
-        timebase = recognizer.timebase
-        self._first_chunk_seconds = timebase.chunk_latency_seconds(recognizer.context.chunk_size)
+        self._offer = Offer(recognizer)
         self._mailbox: Mailbox | None = None
         self._server: WebsocketServer | None = None
 
@@ -202,7 +203,7 @@ class Server:
             limits=self.limits,
             metrics=self.metrics,
             open_session=self._engine.open,
-            chunk_seconds=self._first_chunk_seconds,
+            offer=self._offer,
         )
         self._outboxes.add(outbox)
         log_event(_log, "opened", stream=name)
@@ -255,6 +256,8 @@ class Server:
             latency_seconds=round(timebase.chunk_latency_seconds(chunk_size), 4),
             max_seconds=self.limits.max_seconds,
             max_message_bytes=self.limits.max_message_bytes,
+            idle_seconds=self.limits.idle_seconds,
+            options=self._offer.describe(),
         )
 
 

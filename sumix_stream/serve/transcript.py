@@ -6,10 +6,9 @@ A segment may hold minutes, and every chunk of it is reported.
 from __future__ import annotations
 
 from sumix_stream.search.greedy import Emissions
-from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.hypothesis import Hypothesis, Word
 from sumix_stream.search.word_starts import last_start, word_starts
 from sumix_stream.search.words import words_of
-from sumix_stream.serve import protocol
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import Tokenizer
 
@@ -27,14 +26,14 @@ class Transcript:
         self._tokenizer, self._timebase = tokenizer, timebase
         self._forget()
 
-    def read(self, found: Emissions) -> tuple[str, list[str]]:
-        """Text, and each word as `protocol.word` writes it."""
+    def read(self, found: Emissions) -> tuple[str, list[Word]]:
+        """Text and words."""
         size = len(self._kept.tokens)
         if size and not self._still_holds(found):
             self._forget()
             size = 0
         rest = Emissions(*(part[size:] for part in found))
-        words = [protocol.word(word) for word in self._words_of(rest)]
+        words = self._words_of(rest)
         text, all_words = self._joined(rest.tokens), self._words + words
         last = last_start(self._pieces(rest.tokens))
         if last:
@@ -48,6 +47,11 @@ class Transcript:
                 kept.extend(part[:last])
             self._following = rest.frames[last]
         return text, all_words
+
+    def num_complete(self, tokens: list[int]) -> int:
+        """Words of tokens that are complete because the next has begun."""
+        begun = sum(1 for n, token in enumerate(tokens) if not n or self._tokenizer.piece(token).startswith("▁"))
+        return max(0, begun - 1)
 
     def _still_holds(self, found: Emissions) -> bool:
         """Whether what is kept is what it was, and a word begins after it when it did: the last word ends by then."""

@@ -23,5 +23,5 @@ class WorkerMetrics:
     """The metrics that a worker keeps; what they are told is appended to `counts`."""
 
     def __init__(self, counts: list) -> None:
-        for name in ("audio", "latency", "step", "batch", "errors"):
+        for name in ("audio", "latency", "second_pass", "step", "batch", "errors"):
             setattr(self, name, Counted(name, counts))

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import queue
+import selectors
 import signal
 import threading
 import time
@@ -25,10 +26,13 @@ import numpy as np
 from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
 from sumix_stream.serve.chunk_buffer import ChunkBuffer
-from sumix_stream.serve.engine import Engine, Event, EventKind, Session, missing_samples
+from sumix_stream.serve.engine import Engine
+from sumix_stream.serve.events import Event, EventKind, Failed
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.metrics import Metrics
+from sumix_stream.serve.options import DEFAULTS, StreamOptions
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
+from sumix_stream.serve.session import MOST_COMMITS, Report, Session, missing_samples
 from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory, can_be_copied
 from sumix_stream.serve.worker_metrics import WorkerMetrics
 from sumix_stream.streaming.stream import StreamingRecognizer
@@ -43,15 +47,14 @@ _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of
 
 _log = logging.getLogger(__name__)
 
-Report = Callable[[list[Event]], None]
-
 
 class Message(Enum):
     """What the network's process tells a worker: (message, number of the session, value)."""
 
-    OPEN = "open"  # value: the sample rate in Hz
+    OPEN = "open"  # value: the sample rate in Hz, and options
     AUDIO = "audio"  # value: samples (S,)
-    END = "end"
+    COMMIT = "commit"
+    END = "end"  # value: what then ends the stream, None = that all is said
     CLOSE = "close"
     STOP = "stop"
 
@@ -83,6 +86,7 @@ class RemoteSession:
         self.closed = False
         self._buffer = ChunkBuffer()
         self._num_sent = self._num_taken = 0
+        self._num_committed = 0  # commits that have no result yet
 
     @property
     def num_pending(self) -> int:
@@ -99,11 +103,21 @@ class RemoteSession:
             self._buffer.add(samples)
             self._send_a_chunk()
 
-    def end(self) -> None:
-        """No more audio: the last results and `done` will be reported."""
+    def commit(self) -> bool:
+        """Make what was said so far final, and go on; whether there was room for one more commit."""
+        with self.worker.lock:
+            if self._num_committed >= MOST_COMMITS:
+                return False
+            self._num_committed += 1
+            self._send_held()
+            self.worker.send(Message.COMMIT, self.number)
+        return True
+
+    def end(self, fault: Failed | None = None) -> None:
+        """No more audio: the last results will be reported, and then `done`, or a fault that ends the stream."""
         with self.worker.lock:
             self._send_held()
-            self.worker.send(Message.END, self.number)
+            self.worker.send(Message.END, self.number, fault)
 
     def close(self) -> None:
         """Forget this session; nothing more is reported."""
@@ -113,12 +127,13 @@ class RemoteSession:
                 self.worker.sessions.pop(self.number, None)
                 self.worker.send(Message.CLOSE, self.number)
 
-    def heard(self, num_taken: int, wanted: int, events: list[Event]) -> None:
-        """From the worker."""
+    def heard(self, num_taken: int, wanted: int, events: list[Event], num_commits: int = 0) -> None:
+        """From the worker, which has seen to so many commits meanwhile."""
         with self.worker.lock:
             if self.closed:
                 return
             self._num_taken, self.wanted = num_taken, wanted
+            self._num_committed -= num_commits
             self._send_a_chunk()
             if any(event.close_code is not None for event in events):
                 self.close()
@@ -172,10 +187,12 @@ class Workers:
             worker.join()
         self._factory.stop()
 
-    def open(self, sample_rate: int, report: Report) -> RemoteSession:
+    def open(self, sample_rate: int, report: Report, options: StreamOptions = DEFAULTS) -> RemoteSession:
         """A new session for audio of `sample_rate` Hz."""
+        context = options.context or self._recognizer.context
+        wanted = missing_samples(self._recognizer.timebase, context.chunk_size, sample_rate)
         worker = min(self._workers, key=lambda worker: (not worker.alive, len(worker.sessions)))
-        return worker.open(sample_rate, missing_samples(self._recognizer, None, sample_rate), report)
+        return worker.open(sample_rate, wanted, report, options)
 
     @property
     def num_sessions(self) -> int:
@@ -249,7 +266,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def open(self, sample_rate: int, wanted: int, report: Report) -> RemoteSession:
+    def open(self, sample_rate: int, wanted: int, report: Report, options: StreamOptions) -> RemoteSession:
         with self.lock:
             self._number += 1
             session = RemoteSession(self, self._number, sample_rate, wanted, report)
@@ -257,7 +274,7 @@ class _Worker:
                 self._fail(session)
                 return session
             self.sessions[session.number] = session
-            self.send(Message.OPEN, session.number, sample_rate)
+            self.send(Message.OPEN, session.number, (sample_rate, options))
         return session
 
     def send(self, kind: Message, number: int = 0, value: Any = None) -> None:
@@ -345,12 +362,14 @@ def _run_worker(pipe: Connection, recognizer: StreamingRecognizer) -> None:
     reports: list[tuple] = []
     counts: list[tuple] = []
     engine = Engine(recognizer, WorkerMetrics(counts))
+    waiting = _Waiting(pipe)
+    engine.on_heard_again = waiting.wake
     pipe.send("ready")
     sessions: dict[int, Session] = {}
     more = False
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
-            while not more or pipe.poll():
+            while waiting.has_message(wait=not more):
                 if not _handle(pipe.recv(), engine, sessions, reports):
                     return
                 more = True
@@ -370,16 +389,48 @@ def _handle(messages: list[tuple], engine: Engine, sessions: dict[int, Session],
             sessions[number] = _open(engine, number, value, reports)
         elif number in sessions and kind is Message.AUDIO:
             sessions[number].push(value)
+        elif number in sessions and kind is Message.COMMIT:
+            sessions[number].commit()
         elif number in sessions and kind is Message.END:
-            sessions[number].end()
+            sessions[number].end(value)
         elif number in sessions and kind is Message.CLOSE:
             sessions.pop(number).close()
     return True
 
 
-def _open(engine: Engine, number: int, sample_rate: int, reports: list[tuple]) -> Session:
-    def report(events: list[Event]) -> None:
-        reports.append((number, session.num_taken, session.wanted, events))
+def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions], reports: list[tuple]) -> Session:
+    seen = 0
 
-    session = engine.open(sample_rate, report)
+    def report(events: list[Event]) -> None:
+        nonlocal seen
+        new, seen = session.num_commits - seen, session.num_commits
+        reports.append((number, session.num_taken, session.wanted, events, new))
+
+    session = engine.open(asked[0], report, asked[1])
     return session
+
+
+class _Waiting:
+    """Lets a worker wait for messages and for its own second passes at once."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._awake, self._wake = os.pipe()
+        os.set_blocking(self._awake, False)
+        os.set_blocking(self._wake, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(pipe, selectors.EVENT_READ)
+        self._selector.register(self._awake, selectors.EVENT_READ)
+
+    def wake(self) -> None:
+        """End the present wait, or the next. From any thread."""
+        with contextlib.suppress(BlockingIOError):  # enough lie there
+            os.write(self._wake, b"1")
+
+    def has_message(self, wait: bool) -> bool:
+        """Whether there is a message; with `wait`, only once there is one, or the worker was woken."""
+        ready = self._selector.select(None if wait else 0)
+        with contextlib.suppress(BlockingIOError):
+            if any(key.fileobj == self._awake for key, _ in ready):
+                os.read(self._awake, 4096)
+        return any(key.fileobj is self._pipe for key, _ in ready)

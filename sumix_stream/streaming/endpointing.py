@@ -6,6 +6,16 @@ it unless the recogniser is told to reset the predictor there.
 
 import math
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Own(Enum):
+    """Stands for what a stream has of its recogniser."""
+
+    OWN = "own"
+
+
+OWN = Own.OWN
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,7 @@ def words_so_far(recognizer: StreamingRecognizer, stream: Stream) -> SoFar:
     found, tokenizer = recognizer.result(stream), recognizer.tokenizer
     seconds = recognizer.timebase.encoder_frame_seconds
     words = words_of(found, tokenizer, seconds)
-    count = len(stream.carried.tokens) + recognizer.search.num_settled(stream.search)
-    sure = last_start([tokenizer.piece(token) for token in found.tokens[:count]])
+    sure = last_start([tokenizer.piece(token) for token in found.tokens[: stream.num_stable]])
     settled = len(words_of(Hypothesis("", *(part[:sure] for part in found[1:])), tokenizer, seconds))
     return SoFar(words[:settled], words[settled:])
 
@@ -123,7 +122,7 @@ def play_words(
     """`play`, but with the words from the first that is new or has changed since the last time.
 
     Args:
-        gathered: gets all segments.
+        gathered: gets all segments, by the second pass where there is one.
     """
     stream, shown, before = streaming.create_stream(), [], []
     seconds = streaming.timebase.encoder_frame_seconds
@@ -136,6 +135,6 @@ def play_words(
                 yield heard.seconds, words[same:]
             shown, before = words, found.tokens
         if heard.is_final:
-            gathered.add(found)
+            gathered.add(found if streaming.second_pass is None else streaming.final(stream).hypothesis)
             shown = shown[len(words_of(found, streaming.tokenizer, seconds)) :]
             before = before[len(found.tokens) :]

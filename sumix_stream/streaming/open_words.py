@@ -4,6 +4,7 @@ A word is known to be complete when the next one begins, so the last word of a l
 were emitted already; what goes on is only which segment they are shown in.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from sumix_stream.search.greedy import Emissions
@@ -29,6 +30,13 @@ def last_boundary(pieces: Sequence[str], seconds: Sequence[float], now: float) -
 def split(found: Emissions, count: int) -> tuple[Emissions, Emissions]:
     """The first `count` tokens, and the rest."""
     return Emissions(*(part[:count] for part in found)), Emissions(*(part[count:] for part in found))
+
+
+def since(found: Emissions, frame: int) -> Emissions:
+    """The tokens from encoder frame `frame` on."""
+    if not found.frames or found.frames[0] >= frame:
+        return found
+    return split(found, bisect_left(found.frames, frame))[1]
 
 
 def joined(first: Emissions, second: Emissions) -> Emissions:

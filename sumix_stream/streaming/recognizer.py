@@ -21,6 +21,7 @@ from sumix_stream.search.words import words_of
 from sumix_stream.streaming.after_fork import use_one_thread_after_fork
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.offline import transcribe_batch
+from sumix_stream.streaming.second_pass import SecondPass
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
@@ -85,7 +86,7 @@ class Recognizer:
         self.source = Weights.of(model.eval()) if hasattr(model, "state_dict") else model
         self.tokenizer, self.runtime_name = tokenizer, check_name(runtime)
         self._runtimes: dict[ChunkContext, Runtime] = {}
-        self._streaming: dict[tuple[ChunkContext, SearchOptions], StreamingRecognizer] = {}
+        self._streaming: dict[tuple[ChunkContext, SearchOptions, SecondPass | None], StreamingRecognizer] = {}
 
     def __getstate__(self) -> dict:
         """For pickle and copy: what is made from these is made anew there."""
@@ -159,13 +160,25 @@ class Recognizer:
         return transcribe_batch(self.runtime(context), self.tokenizer, [samples], search)[0]
 
     def stream(
-        self, chunk: Chunk = DEFAULT, left_context: int | str | None = DEFAULT, *, search: SearchOptions = GREEDY
+        self,
+        chunk: Chunk = DEFAULT,
+        left_context: int | str | None = DEFAULT,
+        *,
+        search: SearchOptions = GREEDY,
+        second_pass: SecondPass | bool = False,
     ) -> Stream:
-        """Open a live utterance; arguments as of `context` and `transcribe`. Raises ValueError for full context, which
-        cannot stream."""
-        key = self.context(chunk, left_context), search
+        """Open a live utterance.
+
+        Args:
+            chunk, left_context, search: as of `context` and `transcribe`.
+            second_pass: `finish` and `commit` hear it again, under full context; True = as SecondPass() says.
+        Raises:
+            ValueError: for full context, which cannot stream, and for a second pass by a bundle that has none.
+        """
+        again = _second_pass(second_pass)
+        key = self.context(chunk, left_context), search, again
         if key not in self._streaming:
-            self._streaming[key] = self.streaming(key[0], search=search)
+            self._streaming[key] = self.streaming(key[0], search=search, second_pass=again)
         return self._streaming[key].create_stream()
 
     def streaming(
@@ -175,11 +188,13 @@ class Recognizer:
         *,
         search: SearchOptions = GREEDY,
         endpointing: Endpointing | None = None,
+        second_pass: SecondPass | bool | None = False,
     ) -> StreamingRecognizer:
         """A recogniser of many streams, with its own latency, search and endpoints. Raises ValueError as `stream`."""
         context = self.context(chunk, left_context)
         model = self.source if context.chunk_size is None else self.runtime(context)
-        return StreamingRecognizer(model, self.tokenizer, context, search=search, endpointing=endpointing)
+        options = {"search": search, "endpointing": endpointing, "second_pass": _second_pass(second_pass)}
+        return StreamingRecognizer(model, self.tokenizer, context, **options)
 
     def decode_streams(self, streams: Sequence[Stream]) -> int:
         """One batched step of all streams of `stream` that are ready; how many there were. Raises ValueError if their
@@ -189,3 +204,7 @@ class Recognizer:
     def words(self, hypothesis: Hypothesis) -> list[Word]:
         """The words of a hypothesis, with times in seconds and confidences; see words.py for what they mean."""
         return words_of(hypothesis, self.tokenizer, self.timebase.encoder_frame_seconds)
+
+
+def _second_pass(given: SecondPass | bool | None) -> SecondPass | None:
+    return (SecondPass() if given else None) if given is None or isinstance(given, bool) else given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,15 @@ from safetensors import SafetensorError
 
 from sumix_stream.runtime.weights import digest
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.streaming.endpointing import OWN, Endpointing, EndpointRule
 from sumix_stream.streaming.feature_queue import FeatureQueue
+from sumix_stream.streaming.second_pass import Heard, SecondPass, Sent
 
 if TYPE_CHECKING:
     from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 
 FORMAT = "sumix-stream snapshot"
-VERSION = 1
+VERSION = 2
 _KEY = "sumix_stream"
 _PARTS = ("features", "encoder", "search")
 
@@ -33,6 +36,8 @@ def dump(stream: Stream) -> bytes:
         for part, group in zip(_PARTS, (features, encoder, search), strict=True)
         for name, array in group.items()
     }
+    if stream.heard is not None:
+        arrays["heard/frames"] = np.ascontiguousarray(stream.heard.frames())
     body = json.dumps(
         {
             "features": feature_values,
@@ -41,6 +46,11 @@ def dump(stream: Stream) -> bytes:
             "segment_start": stream.segment_start,
             "num_segments": stream.num_segments,
             "carried": list(stream.carried),
+            "committed": stream.committed,
+            "sent": [stream.sent.number, *map(list, (stream.sent.before, stream.sent.newest))],
+            "heard": None if stream.heard is None else [stream.heard.first, stream.heard.begin],
+            "second_pass": None if stream.second_pass is None else vars(stream.second_pass),
+            "endpointing": _rules(stream),
         }
     )
     header = {
@@ -83,20 +93,40 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, np
     def part(name: str) -> dict[str, np.ndarray]:
         return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
-    stream = recognizer.create_stream()
+    again, rules = values["second_pass"], values["endpointing"]
+    endpointing = OWN if rules == OWN.value else None
+    if isinstance(rules, dict):
+        endpointing = Endpointing(tuple(EndpointRule(**rule) for rule in rules["rules"]), rules["reset_predictor"])
+    stream = recognizer.create_stream(
+        endpointing=endpointing, second_pass=None if again is None else SecondPass(**again)
+    )
     stream.features = FeatureQueue.restore(recognizer.timebase.sample_rate, part("features"), values["features"])
     stream.encoder = recognizer.runtime.load(part("encoder"))
     stream.search = recognizer.search.restore(part("search"), values["search"])
     stream.carried = Emissions(*map(list, values.get("carried", ((), (), ()))))
-    for name in ("num_encoded", "segment_start", "num_segments"):
+    for name in ("num_encoded", "segment_start", "num_segments", "committed"):
         setattr(stream, name, int(values[name]))
+    number, before, newest = values["sent"]
+    stream.sent = Sent(int(number), Emissions(*map(list, before)), Emissions(*map(list, newest)))
+    if stream.heard is not None:
+        first, begin = map(int, values["heard"])
+        like = stream.heard
+        stream.heard = Heard.restored(like.most, like.overlap, like.step, part("heard")["frames"], first, begin)
     return stream
+
+
+def _rules(stream: Stream) -> dict | str | None:
+    """Those of a stream that it does not have of its recogniser."""
+    rules = stream.endpointing
+    if rules == stream.recognizer.endpointing:
+        return OWN.value
+    return None if rules is None else asdict(rules)
 
 
 def _settings(recognizer: StreamingRecognizer) -> str:
     context = recognizer.context
-    context_values = {"chunk_size": context.chunk_size, "left_context": context.left_context}
-    return json.dumps(context_values | recognizer.search.describe(), sort_keys=True)
+    values = {"chunk_size": context.chunk_size, "left_context": context.left_context}
+    return json.dumps(values | recognizer.search.describe(), sort_keys=True)
 
 
 def _checksum(arrays: dict[str, np.ndarray], body: str) -> str:

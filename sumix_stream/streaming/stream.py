@@ -6,7 +6,9 @@ C encoder frames of a chunk, D encoder channels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,20 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.features import NUM_BINS
 from sumix_stream.runtime.base import Frames, Runtime, chunk_frames
 from sumix_stream.runtime.registry import AUTO, make_runtime
+from sumix_stream.search.beam import NBest, Scored
 from sumix_stream.search.beam_search import make_search
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.streaming import open_words, snapshot
-from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.endpointing import OWN, Endpointing, Own
 from sumix_stream.streaming.feature_queue import FeatureQueue
 from sumix_stream.streaming.offline import pad_chunks, to_hypothesis
+from sumix_stream.streaming.second_pass import Again, Final, Heard, SecondPass, Segment, Sent, distinct
 from sumix_stream.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Stream:
@@ -32,16 +39,27 @@ class Stream:
     `feed` and `finish` are all that one stream needs. A server with many uses the recogniser's verbs instead.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer) -> None:
-        self.recognizer = recognizer
+    def __init__(
+        self,
+        recognizer: StreamingRecognizer,
+        endpointing: Endpointing | None,
+        second_pass: SecondPass | None,
+        search: Any,
+    ) -> None:
+        self.recognizer, self.endpointing, self.second_pass = recognizer, endpointing, second_pass
         self.features = FeatureQueue(recognizer.timebase.sample_rate)
         self.encoder = recognizer.runtime.fresh_state()
-        self.search = recognizer.search.begin()
+        self.search = search  # state of the recogniser's
         self.num_encoded = 0  # encoder frames
         self.segment_start = 0  # encoder frame
         self.num_segments = 0  # that are complete
         self.carried = Emissions([], [], [])  # of a word that was open when its segment became too long
         self.end_of_segment: int | None = None  # tokens before such a word, once `is_endpoint` has said so
+        self.committed = 0  # encoder frame: tokens before it are final, and are not shown again
+        self.heard: Heard | None = None  # features that a second pass will want
+        if second_pass is not None:
+            self.heard = Heard.of(second_pass, recognizer.timebase)
+        self.sent = Sent()
 
     @property
     def context(self) -> ChunkContext:
@@ -68,11 +86,39 @@ class Stream:
         return None if self.emissions.tokens == before else self.result()
 
     def finish(self) -> Hypothesis:
-        """No more samples: decode what is left, to the last sample, and return the whole result."""
+        """No more samples: decode what is left, to the last sample, and return the whole result.
+
+        With a second pass it is that one's; `result` is then still what was streamed.
+        """
         self.input_finished()
         while self.recognizer.decode([self]):
             pass
-        return self.result()
+        return self.result() if self.heard is None else self._said(self.recognizer.segment(self))
+
+    def commit(self) -> Hypothesis:
+        """Make final what was said so far, to the last sample, and go on.
+
+        Returns what `finish` would return of a copy, without what earlier commits returned. The stream goes on as if
+        nothing had happened; tokens before the committed sample are not shown again, even where they change.
+        """
+        return self._said(self.recognizer.commit(self))
+
+    def _said(self, segment: Segment) -> Hypothesis:
+        final = segment.final()
+        if self.second_pass is not None and not final.heard_again:
+            seconds = self.second_pass.max_seconds
+            _log.warning("a segment of more than %g s is as it was streamed: give SecondPass more max_seconds", seconds)
+        return final.hypothesis
+
+    def copy(self) -> Stream:
+        """Another stream that has heard the same and goes on by itself."""
+        twin = Stream(self.recognizer, self.endpointing, self.second_pass, self.recognizer.search.copy(self.search))
+        twin.features = FeatureQueue.restore(self.features.model_rate, *self.features.save())
+        twin.encoder = self.encoder
+        for name in ("num_encoded", "segment_start", "num_segments", "carried", "end_of_segment", "committed", "sent"):
+            setattr(twin, name, getattr(self, name))
+        twin.heard = None if self.heard is None else self.heard.copy()
+        return twin
 
     def accept(self, sample_rate: int, samples: np.ndarray) -> None:
         """Take the next samples without decoding; as `feed` otherwise."""
@@ -105,13 +151,24 @@ class Stream:
         At an endpoint by length, without the last word, which may go on in the next segment.
         """
         found = self.all_emissions
-        return found if self.end_of_segment is None else open_words.split(found, self.end_of_segment)[0]
+        if self.end_of_segment is not None:
+            found = open_words.split(found, self.end_of_segment)[0]
+        return open_words.since(found, self.committed)
 
     @property
     def all_emissions(self) -> Emissions:
         """The same with the last word in any case."""
         found = self.recognizer.search.emissions(self.search)
         return open_words.joined(self.carried, found) if self.carried.tokens else found
+
+    @property
+    def num_stable(self) -> int:
+        """Of these tokens, how many stay as they are whatever follows: all of greedy search, of a beam those that all
+        its hypotheses share."""
+        found = self.emissions
+        hidden = len(self.all_emissions.tokens) - len(found.tokens)
+        stable = len(self.carried.tokens) + self.recognizer.search.num_stable(self.search) - hidden
+        return min(max(stable, 0), len(found.tokens))
 
     def result(self) -> Hypothesis:
         """All that has been recognised since the last reset."""
@@ -125,9 +182,11 @@ class Stream:
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, and the
-        feature frames of the chunk that is not full yet. Neither text nor input that waits to be decoded is counted."""
+        """Bytes this stream keeps of its past: encoder, search, remainders of resampler and filter bank, the feature
+        frames of the chunk that is not full yet, and those that wait for a second pass. Neither text nor input that
+        waits to be decoded is counted."""
         frames = self.features.num_frames % self.recognizer.window * NUM_BINS * np.dtype(np.float32).itemsize
+        frames += 0 if self.heard is None else self.heard.nbytes
         encoder = self.recognizer.runtime.nbytes(self.encoder)
         return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
@@ -147,10 +206,11 @@ class StreamingRecognizer:
         context: a chunk size in encoder frames and a left context in chunks; the latency of all streams.
         search: its options; greedy by default.
         endpointing: rules of `is_endpoint`, and what `reset` forgets; None = no endpoints.
+        second_pass: how segments are heard again when they end; None = what was streamed is the result.
         runtime: the name of one, where `model` is none.
     Raises:
         ValueError: for full context, which cannot stream, for another context than a bundle's own, and with its reason
-            where the runtime cannot run the model.
+            where the runtime cannot run the model, or cannot run it under the full context of a second pass.
     """
 
     def __init__(
@@ -161,6 +221,7 @@ class StreamingRecognizer:
         *,
         search: SearchOptions = GREEDY,
         endpointing: Endpointing | None = None,
+        second_pass: SecondPass | None = None,
         runtime: str = AUTO,
     ) -> None:
         window = chunk_frames(model.timebase, context)
@@ -171,11 +232,44 @@ class StreamingRecognizer:
         assert self.runtime.context == context, (self.runtime.context, context)
         self.timebase, self.tokenizer, self.context = self.runtime.timebase, tokenizer, context
         self.search = make_search(self.runtime, search)
-        self.endpointing = endpointing
+        self.endpointing, self.second_pass = endpointing, second_pass
+        if second_pass is not None:
+            self.again  # noqa: B018 that it cannot be had is said now
 
-    def create_stream(self) -> Stream:
-        """A stream that has heard nothing."""
-        return Stream(self)
+    @cached_property
+    def again(self) -> Again:
+        """Full context, by the same weights and search. Raises ValueError where the runtime has none."""
+        whole = make_runtime(self.runtime.source, ChunkContext.full(), self.runtime.name)
+        return Again(whole, self.search.options, self.tokenizer.piece)
+
+    def like(self, context: ChunkContext, search: SearchOptions) -> StreamingRecognizer:
+        """A recogniser by the same weights under another context and search. Raises ValueError as making one does."""
+        runtime = self.runtime
+        if context != self.context:
+            runtime = make_runtime(runtime.source, context, runtime.name)
+        given = {"endpointing": self.endpointing, "second_pass": self.second_pass}
+        return StreamingRecognizer(runtime, self.tokenizer, context, search=search, **given)
+
+    def create_stream(
+        self,
+        *,
+        endpointing: Endpointing | Own | None = OWN,
+        second_pass: SecondPass | Own | None = OWN,
+        hotwords: Hotwords | None = None,
+    ) -> Stream:
+        """A stream that has heard nothing.
+
+        Args:
+            endpointing, second_pass: of this stream; OWN = the recogniser's.
+            hotwords: of this stream; None = those of the search's options.
+        Raises:
+            ValueError: for hotwords without a beam, or a second pass where the runtime has none.
+        """
+        endpointing = self.endpointing if endpointing is OWN else endpointing
+        second_pass = self.second_pass if second_pass is OWN else second_pass
+        if second_pass is not None:
+            self.again  # noqa: B018 that it cannot be had is said now
+        return Stream(self, endpointing, second_pass, self.search.begin(hotwords))
 
     def accept_waveform(self, stream: Stream, sample_rate: int, samples: np.ndarray) -> None:
         """Take the next samples (S,) of a stream without decoding; as `Stream.feed` otherwise."""
@@ -212,6 +306,8 @@ class StreamingRecognizer:
         columns = zip(ready, after, chunks, frames, num_frames.tolist(), strict=True)
         for stream, state, chunk, own, length in columns:
             stream.encoder, stream.end_of_segment = state, None
+            if stream.heard is not None:
+                stream.heard.add(chunk)
             stream.features.drop(len(chunk))
             stream.num_encoded += length
             moved.append((stream, own[:length]))
@@ -240,17 +336,18 @@ class StreamingRecognizer:
         It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes. Where a
         segment ends by its length alone, its result is without the last word, which `reset` gives to the next segment.
         """
-        if self.endpointing is None:
+        endpointing = self._own(stream).endpointing
+        if endpointing is None:
             return False
-        found = self._own(stream).all_emissions
+        found = stream.all_emissions
         frames = found.frames
         seconds = self.timebase.encoder_frame_seconds
         last = frames[-1] + 1 if frames else stream.segment_start
         silence, utterance = stream.num_encoded - last, stream.num_encoded - stream.segment_start
         given = bool(frames), silence * seconds, utterance * seconds
-        if not self.endpointing.is_endpoint(*given):
+        if not endpointing.is_endpoint(*given):
             return False
-        if not frames or not self.endpointing.by_length(*given):
+        if not frames or not endpointing.by_length(*given):
             return True
         times = [frame * seconds for frame in frames]
         pieces = [self.tokenizer.piece(token) for token in found.tokens]
@@ -263,10 +360,58 @@ class StreamingRecognizer:
         found, end = self._own(stream).all_emissions, stream.end_of_segment
         stream.carried = open_words.split(found, len(found.tokens) if end is None else end)[1]
         stream.end_of_segment = None
-        forget = self.endpointing is not None and self.endpointing.reset_predictor
+        forget = stream.endpointing is not None and stream.endpointing.reset_predictor
         self.search.cut(stream.search, forget and not stream.carried.tokens)
         stream.segment_start = stream.num_encoded
         stream.num_segments += 1
+        if stream.heard is not None:
+            begin = stream.carried.frames[0] if stream.carried.frames else stream.num_encoded
+            stream.heard.cut(begin * self.timebase.subsampling)
+
+    def final(self, stream: Stream) -> Final:
+        """What a segment said, when it has ended: ask before `reset`. With a second pass it is heard again now."""
+        return self.segment(stream).final()
+
+    def segment(self, stream: Stream) -> Segment:
+        """The same in two steps: what this returns does the work, in any thread and while the stream goes on, but in
+        the order of the stream's segments."""
+        heard, streamed = self._own(stream).heard, self._streamed(stream)
+        feats = heard.frames() if heard is not None and heard.is_whole else None
+        first = 0 if heard is None else heard.first // self.timebase.subsampling
+        is_open, hotwords = stream.end_of_segment is not None, self.search.hotwords(stream.search)
+        of_stream = stream.num_segments, streamed, stream.sent, feats, first, is_open
+        return Segment(*of_stream, None if heard is None else self.again, hotwords, self._read)
+
+    def commit(self, stream: Stream) -> Segment:
+        """Make final what was said so far, to the last sample: what `Stream.finish` would say of a copy.
+
+        The stream goes on as if nothing had happened, but tokens before the committed sample are not shown again.
+        """
+        twin = self._own(stream).copy()
+        if not twin.features.finished:
+            twin.input_finished()
+        while self.decode([twin]):
+            pass
+        segment = self.segment(twin)
+        stream.committed = twin.num_encoded
+        stream.num_segments += 1
+        if stream.heard is not None:
+            stream.heard.cut(stream.committed * self.timebase.subsampling)
+        return segment
+
+    def _streamed(self, stream: Stream) -> NBest:
+        """What `Stream.emissions` shows, and the other results of a beam likewise; the best alone where the segment
+        was cut by its length."""
+        nbest = self.search.nbest(stream.search)
+        score = nbest[0].score if nbest else 0.0
+        results = [Scored(*map(list, stream.emissions), score)]
+        for one in nbest[1:] if stream.end_of_segment is None else ():
+            found = open_words.since(open_words.joined(stream.carried, Emissions(*one[:3])), stream.committed)
+            results.append(Scored(*map(list, found), one.score))
+        return distinct(results)
+
+    def _read(self, found: Emissions) -> Hypothesis:
+        return to_hypothesis(self.timebase, self.tokenizer, found)
 
     def restore(self, data: bytes) -> Stream:
         """The stream of a `Stream.snapshot`, taken in this or another process, on any device.

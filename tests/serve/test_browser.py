@@ -10,6 +10,7 @@ import soundfile
 from chromium import NEEDED, PROGRAM, Browser, Page, chromium, tab
 from serving import expected, run, serving, until, uri
 from talkative import LetterTokenizer, sound
+from test_options import library
 from websockets.asyncio.client import connect
 
 from sumix_stream.audio import read_audio
@@ -247,14 +248,36 @@ def test_what_goes_wrong_is_said(browser):
     run(test)
 
 
+def test_a_second_pass_replaces_what_was_streamed_and_marks_it(browser, tmp_path):
+    samples = sound(2.0, seed=3)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    (text, streamed), *more = library(samples, chunk=16, second_pass=True)
+    assert text != streamed
+
+    async def test():
+        async with serving() as (_, port), tab(browser, address(port)) as page:
+            await page.evaluate("document.getElementById('chunk').value = '640ms'")
+            await page.evaluate("document.getElementById('again').click()")
+            await page.give_file("#file", tmp_path / "a.wav")
+            await page.until("document.getElementById('state').textContent.startsWith('Done: 2.0 s')")
+            assert await page.evaluate(LINES) == [text, *(later for later, _ in more if later)]
+            mended = "[...document.querySelectorAll('#final p:first-child .w.mended')].map(word => word.textContent)"
+            marked = await page.evaluate(mended)
+            assert marked and len(marked) >= len(text.split()) - len(set(text.split()) & set(streamed.split()))
+            assert all(word in text.split() for word in marked)
+            assert await page.evaluate("document.querySelector('#final p').dir") == "auto" and page.errors == []
+
+    run(test)
+
+
 def test_it_works_with_the_keyboard_alone_and_says_what_things_are(browser):
     async def test():
         async with serving() as (server, port), tab(browser, address(port)) as page:
             found = []
-            for _ in range(4):
+            for _ in range(6):
                 await page.press("Tab")
                 found.append(await page.evaluate("document.activeElement.id"))
-            assert found == ["talk", "file", "copy", "clear"]
+            assert found == ["talk", "file", "copy", "clear", "chunk", "again"]
             nodes = (await page.call("Accessibility.getFullAXTree"))["nodes"]
             seen = [node for node in nodes if not node["ignored"]]
             named = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in seen}

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import PCM, expected, run, serving, uri
+from serving import PCM, expected, make_recognizer, run, serving, uri
 from talkative import LetterTokenizer
 
 from sumix_stream.serve import protocol
 from sumix_stream.serve.client import transcribe
+from sumix_stream.serve.events import EventKind
+from sumix_stream.serve.options import Offer
 from sumix_stream.serve.protocol import AudioFormat, ProtocolError, read_start, read_text
 
 
 def test_start_and_its_defaults():
-    assert read_start({"type": "start"}) == AudioFormat(16_000, "s16le")
-    assert read_start({"type": "start", "sample_rate": 48_000, "format": "f32le"}) == AudioFormat(48_000, "f32le")
+    assert read_start({"type": "start"}) == (AudioFormat(16_000, "s16le"), None)
+    asked = {"type": "start", "sample_rate": 48_000, "format": "f32le"}
+    assert read_start(asked) == (AudioFormat(48_000, "f32le"), None)
 
 
 def test_samples():
@@ -32,7 +35,7 @@ def test_samples():
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000])
 def test_usual_rates(rate):
-    assert read_start({"type": "start", "sample_rate": rate}).sample_rate == rate
+    assert read_start({"type": "start", "sample_rate": rate})[0].sample_rate == rate
 
 
 @given(st.text(max_size=200))
@@ -42,7 +45,7 @@ def test_any_text_is_read_or_refused(text):
     except ProtocolError as fault:
         assert fault.code == "bad_message"
     else:
-        assert message["type"] in ("start", "end")
+        assert message["type"] in protocol.TYPES
 
 
 json_values = st.recursive(
@@ -54,7 +57,7 @@ json_values = st.recursive(
 def test_any_start_is_read_or_refused(rate, form):
     message = json.loads(json.dumps({"type": "start", "sample_rate": rate, "format": form}))
     try:
-        audio = read_start(message)
+        audio, _ = read_start(message)
     except ProtocolError as fault:
         assert fault.code == "bad_start"
     else:
@@ -67,9 +70,10 @@ def test_the_document_names_what_there_is():
     for name in (*protocol.DTYPES, str(protocol.DEFAULT_RATE)):
         assert name in text
     described = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
-    kinds = {"ready", "partial", "progress", "final", "done", "error"}
+    kinds = {kind.value for kind in EventKind if kind is not EventKind.AUDIO_ACCEPTED}
     codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "internal", "going_away"}
-    assert described == kinds | codes | {"code"}, "code: the header of the second table"
+    options = set(Offer(make_recognizer()).keys)
+    assert described == kinds | codes | options | {"code"}, "code: the header of the last table"
     for code, close in re.findall(r"^\| `(\w+)` \| (\d{4}) \|", text, re.M):
         expected = {"too_long": 1008, "idle": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
         assert int(close) == expected, code

@@ -75,12 +75,22 @@ def test_messages_are_as_the_protocol_says():
             ready = json.loads(await client.recv())
             assert ready == {
                 "type": "ready",
-                "protocol": 1,
+                "protocol": 2,
                 "sample_rate": RATE,
                 "chunk_seconds": 0.32,
                 "latency_seconds": 0.3275,
                 "max_seconds": 14_400.0,
                 "max_message_bytes": 1 << 20,
+                "idle_seconds": 30.0,
+                "options": {
+                    "chunk_seconds": [0.16, 2.56],
+                    "left_context": [0, 64],
+                    "beam": [1, 8],
+                    "hotwords": 100,
+                    "lm_scale": None,
+                    "endpoint": [0.1, 60.0],
+                    "second_pass": True,
+                },
             }
             for packet in np.array_split(PCM, 20):  # no start: 16 kHz, 16 bits
                 await client.send(packet.tobytes())
@@ -96,7 +106,8 @@ def test_messages_are_as_the_protocol_says():
     decoded = [message["decoded"] for message in results]
     assert decoded == sorted(decoded)
     for message in finals:
-        assert message.keys() == {"type", "segment", "decoded", "text", "words", "tokens", "timestamps"}
+        keys = {"type", "segment", "decoded", "reason", "text", "words", "tokens", "timestamps"}
+        assert message.keys() == keys and message["reason"] == ("end" if message is finals[-1] else "endpoint")
         assert len(message["tokens"]) == len(message["timestamps"])
         assert " ".join(word["text"] for word in message["words"]) == message["text"]
         for word in message["words"]:

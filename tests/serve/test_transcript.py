@@ -9,6 +9,7 @@ from talkative import LetterTokenizer
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.words import words_of
+from sumix_stream.serve import protocol
 from sumix_stream.serve.transcript import Transcript
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import BLANK_PIECE, UNKNOWN_PIECE, PieceTokenizer, Tokenizer, train_tokenizer
@@ -66,7 +67,7 @@ def test_any_growth_reads_like_the_whole(make, seed, tmp_path):
             found.frames.append((found.frames or [0])[-1] + int(rng.integers(0, 4)))
             found.confidence.append(float(rng.random()))
         text, words = transcript.read(found)
-        assert (text, [json.loads(word) for word in words]) == expected(found, tokenizer)
+        assert (text, [json.loads(protocol.word(word)) for word in words]) == expected(found, tokenizer)
     assert len(found.tokens) > 10 and changed
 
 

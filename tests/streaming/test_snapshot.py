@@ -124,7 +124,7 @@ FOREIGN = {
     "truncated": (lambda data: data[:-100], "truncated"),
     "a flipped bit of a tensor": (lambda data: flipped(data, len(data) - 50), "checksum"),
     "other safetensors": (lambda data: safetensors.torch.save({"a": torch.zeros(3)}), "no snapshot"),
-    "a later version": (lambda data: with_header(data, version=2), "version 2 cannot be read"),
+    "a later version": (lambda data: with_header(data, version=3), "version 3 cannot be read"),
     "a changed body": (lambda data: with_header(data, stream="{}"), "checksum"),
     "no body": (lambda data: with_header(data, stream=""), "checksum"),
 }

@@ -23,7 +23,8 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.tasks.checkpoint import load_model
 
 SUMIX = ("-m", "sumix_stream.cli.main")  # the commands, wherever the package is installed
-AGAINST = ("bf16", "bundle", "sherpa")
+AGAINST = ("bf16", "bundle", "sherpa", "second-pass")
+_SEGMENT = "5"  # seconds, where segments are heard again
 _FLOOD = 24  # streams at once, to find out what a server can do at most
 _PRESETS = ("tiny", "small", "medium", "large")
 
@@ -181,7 +182,8 @@ class Setup:
         return folder
 
     def serve(self, name: str, model: str, *options: str) -> ServerProcess:
-        never = ["--endpoint", *(str(NEVER),) * 3, "--max-symbols", str(speaker.MAX_SYMBOLS)]
+        ends = (str(NEVER), str(NEVER), _SEGMENT if name == "second-pass" else str(NEVER))
+        never = ["--endpoint", *ends, "--max-symbols", str(speaker.MAX_SYMBOLS)]
         left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
         chosen = [] if name == "bundle" else ["--chunk", self.request.chunk, "--left-context", left]
         workers = ["--workers", str(self.workers)]
@@ -199,6 +201,10 @@ class Setup:
             about = f"our server, {self.threads} threads, --workers {self.workers}, --precision {precision}"
             options = ("--max-streams", room, "--precision", precision)
             return self.serve(name, self.model, *options), self.ours, about
+        if name == "second-pass":
+            server = self.serve(name, self.model, "--max-streams", room, "--second-pass")
+            about = f"our server, each {_SEGMENT} s heard again, {self.threads} threads, --workers {self.workers}"
+            return server, self.ours, about
         if name == "bundle":
             server = self.serve(name, str(self.bundle), "--max-streams", room)
             about = f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"

@@ -1,5 +1,5 @@
 "use strict";
-const PATH = "/stream", PROTOCOL = 1, LIVE_FORMAT = "s16le", FILE_FORMAT = "f32le";
+const PATH = "/stream", PROTOCOL = 2, LIVE_FORMAT = "s16le", FILE_FORMAT = "f32le";
 const LIVE_SECONDS = 0.05, FILE_SECONDS = 0.25;  // audio in a packet
 const FILE_RATE = 48000;  // of files that do not tell theirs
 const MAX_WAITING = 1 << 18;  // bytes that may wait in the browser while a file is sent
@@ -56,14 +56,34 @@ function wordsInto(line, words, offset) {
   if (words.length) line.dataset.at = clock(offset + words[0].start);
 }
 
-function show(words, final, offset) {
+// Marks the words of a line that the second pass has changed: all but what it has in common with what was streamed.
+function markMended(line, streamed) {
+  const spans = [...line.querySelectorAll(".w")], before = streamed.split(/\s+/).filter(Boolean);
+  const longest = Array.from({ length: spans.length + 1 }, () => new Uint16Array(before.length + 1));
+  const same = (i, j) => spans[i].textContent === before[j];
+  for (let i = spans.length - 1; i >= 0; i--) {
+    for (let j = before.length - 1; j >= 0; j--) {
+      longest[i][j] = same(i, j) ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
+    }
+  }
+  for (let i = 0, j = 0; i < spans.length; i++) {
+    while (j < before.length && !same(i, j) && longest[i][j + 1] > longest[i + 1][j]) j++;
+    if (j < before.length && same(i, j)) { j++; continue; }
+    spans[i].classList.add("mended");
+    spans[i].title += "; by the second pass";
+  }
+}
+
+function show(words, final, offset, streamed) {
   const room = document.documentElement, below = room.scrollHeight - scrollY - innerHeight;
   if (!final) {
     wordsInto($("partial"), words, offset);
   } else {
     $("partial").replaceChildren();
     const line = document.createElement("p");
+    line.dir = "auto";
     wordsInto(line, words, offset);
+    if (streamed !== undefined) markMended(line, streamed);
     if (words.length) $("final").append(line);
   }
   if (below < 40) scrollTo({ top: room.scrollHeight });
@@ -109,6 +129,7 @@ class Run {
     Object.assign(this, { rate, format, live, kept: [], sent: 0, total: 0, base: 0, tries: 0, trimmed: false });
     Object.assign(this, { known: false, ready: false, ended: false, over: false, words: [], latencies: [] });
     this.release = async () => {};
+    this.asked = { chunk: $("chunk").value, again: $("again").checked };
     run = this;
     this.look("Stop");
   }
@@ -116,7 +137,7 @@ class Run {
   look(text) {
     $("talk").classList.toggle("on", !this.over);
     $("talktext").textContent = text;
-    $("file").disabled = !this.over;
+    for (const name of ["file", "chunk", "again"]) $(name).disabled = !this.over;
   }
 
   connect() {
@@ -124,7 +145,6 @@ class Run {
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     if (token) url.searchParams.set("token", token);
     this.socket = new WebSocket(url);
-    this.socket.onopen = () => this.socket.send(JSON.stringify({ type: "start", sample_rate: this.rate, format: this.format }));
     this.socket.onmessage = (event) => this.heard(JSON.parse(event.data));
     return new Promise((resolve) => {
       this.opened = resolve;
@@ -132,14 +152,26 @@ class Run {
     });
   }
 
+  // What is not on offer is not asked for: an exported model has one chunk size, and may have no second pass.
+  start({ chunk_seconds: [shortest, longest] = [0, 0], second_pass = false }) {
+    const message = { type: "start", sample_rate: this.rate, format: this.format };
+    const seconds = parseInt(this.asked.chunk) / 1000;
+    if (seconds >= shortest && seconds <= longest) message.chunk = this.asked.chunk;
+    else if (this.asked.chunk) complain("This server's model has one chunk size only."), this.asked.chunk = "";
+    if (this.asked.again && second_pass) message.second_pass = true;
+    else if (this.asked.again) complain("This server's model cannot hear segments again.");
+    return message;
+  }
+
   heard(message) {
     if (this.over) return;
     const offset = this.base / this.rate;
     if (message.type === "ready") {
       if (message.protocol !== PROTOCOL) complain("This page is older than the server: please reload it.");
+      this.socket.send(JSON.stringify(this.start(message.options ?? {})));
       this.known = this.ready = true;
       this.began ??= performance.now();
-      if (this.live && !this.ended) say(`Listening. Words come every ${message.chunk_seconds.toFixed(2)} s.`);
+      if (this.live && !this.ended) say(`Listening. Words come every ${(parseInt(this.asked.chunk) / 1000 || message.chunk_seconds).toFixed(2)} s.`);
       this.flush();
       this.opened();
     } else if (message.type === "error") {
@@ -148,12 +180,12 @@ class Run {
       this.finish();
     } else if (message.type === "done") {
       this.finish(`Done: ${(offset + message.decoded).toFixed(1)} s of audio.`);
-    } else {
+    } else if (message.decoded !== undefined) {
       this.tries = 0;
       this.measure(message.decoded);
       if (message.type === "progress") return;
       this.words = message.type === "final" ? [] : message.words;
-      show(message.words, message.type === "final", offset);
+      show(message.words, message.type === "final", offset, message.second_pass ? message.streaming_text : undefined);
       if (message.type === "final") this.forget(this.base + message.decoded * this.rate);
     }
   }
