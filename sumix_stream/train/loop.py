@@ -279,7 +279,8 @@ class Trainer:
             )
         return (
             f"stopped at step {report.step}: {self.state.bad_steps} updates in a row had a loss or gradient that "
-            f"is not finite. Try {'; '.join(remedies)}. The weights of {last or 'no checkpoint yet'} are good."
+            f"is not finite. Try {'; '.join(remedies)}. "
+            + (f"The weights of {last} are good." if last else "There is no checkpoint yet.")
         )
 
     def _validate(self, interrupts: Interrupts) -> int:

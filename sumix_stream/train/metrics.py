@@ -116,7 +116,9 @@ class RunLog:
         self._metrics.flush()
         for name, value in (metrics | losses).items():
             self.board.add_scalar(f"valid/{name}", value, step)
-        LOGGER.info(f"step {step}: validation {result.summary().replace(chr(10), '; ')}")
+        for name, one in (getattr(result, "sets", None) or {"": result}).items():
+            of_set = f"{name}: " if name else ""
+            LOGGER.info(f"step {step}: validation {of_set}{one.summary().replace(chr(10), '; ')}")
         if errors := _word_errors(result):
             content = {"step": step, **errors[0], **({"others": errors[1:]} if errors[1:] else {})}
             write_text_atomically(self._exp_dir / VALIDATION, json.dumps(content, ensure_ascii=False) + "\n")

@@ -123,8 +123,8 @@ def test_a_run_goes_on_bit_for_bit(sources, tmp_path):
 
 
 def test_the_log_says_what_is_heard(sources):
-    told = make(sources, {"new": 1, "old": 0.25}).describe_sources()
-    assert "new.jsonl.gz 80.0% (0.00 h, all of it each epoch)" in told
+    told, tmp = make(sources, {"new": 1, "old": 0.25}).describe_sources(), sources[0]["new"].parent.name
+    assert f"{tmp}/new.jsonl.gz 80.0% (0.00 h, all of it each epoch)" in told
     assert "old.jsonl.gz 20.0% (0.01 h, once in " in told
 
 

@@ -50,7 +50,7 @@ def test_each_set_is_in_log_metrics_board_and_page(folder, tmp_path):
         assert list(line["valid_losses"]) == [f"{name}/{loss}" for name in ("other", "valid") for loss in names]
         assert all(value > 0 for value in line["valid_losses"].values())
     log = (exp / "train.log").read_text()
-    assert log.count("; valid: WER") == 2 and log.count("validation other: WER") == 2 and "other: loss " in log
+    assert log.count("validation valid: WER") == 2 and log.count("validation other: WER") == 2 and "; loss " in log
     board = EventAccumulator(str(exp / "tensorboard")).Reload()
     assert {"valid/other/wer", "valid/valid/wer", "valid/valid/loss", "valid/other/ctc"} <= set(board.Tags()["scalars"])
     assert board.Scalars("valid/valid/loss")[-1].value == pytest.approx(found[-1]["valid_losses"]["valid/loss"])

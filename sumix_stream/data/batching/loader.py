@@ -162,7 +162,8 @@ class TrainLoader:
         """Shares of the sources, for the log; None: they have no weights."""
         if self._sources is None:
             return None
-        return describe([Path(name).name for name in self._index.names], self._sources.shares, SAMPLE_RATE)
+        names = ["/".join(Path(name).parts[-2:]) for name in self._index.names]  # many are called cuts_train.jsonl.gz
+        return describe(names, self._sources.shares, SAMPLE_RATE)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of an epoch, of all ranks."""
