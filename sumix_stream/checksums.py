@@ -36,16 +36,17 @@ def fault(path: Path) -> str | None:
 
 
 def require_sum(path: Path, expected: str) -> None:
-    """Raises ValueError, and removes the file, where a download is not what its publisher gave away."""
-    found = _digest(path)
+    """Raises ValueError, and removes the file, where a download has another sum than expected: SHA-256, or MD5."""
+    name, kind = ("MD5", "md5") if len(expected) == 32 else ("SHA-256", "sha256")
+    found = _digest(path, kind)
     if found != expected:
         path.unlink()
         raise ValueError(
-            f"{path}: its SHA-256 is {found}, not the published {expected}: it was damaged or changed on its way and "
+            f"{path}: its {name} is {found}, not the published {expected}: it was damaged or changed on its way and "
             "has been removed; download it again"
         )
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, kind: str = "sha256") -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -143,3 +143,21 @@ def test_a_huge_vocabulary_is_refused(saved):
     rewrite(directory, lambda data: data.update(vocab_size=10**12))
     with pytest.raises(CheckpointError, match=r"holds another model than the configured one"):
         read_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)),
+        "a: &a [*a]\n",
+        "a: " + "[" * 5_000,
+        "a: " + "x" * 5_000_000 + "\n",
+    ],
+    ids="aliases itself deep long".split(),
+)
+def test_a_hostile_configuration_is_one_short_error(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text + "format: 1\n")
+    with pytest.raises(CheckpointError, match=r"config\.yaml is damaged") as error:
+        load_yaml(tmp_path / "config.yaml")
+    assert len(str(error.value)) < 2_000

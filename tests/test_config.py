@@ -14,6 +14,7 @@ from sumix_stream.config import (
     ModelConfig,
     PredictorConfig,
     RecipeConfig,
+    SourceConfig,
     SpecAugmentConfig,
     TrainConfig,
 )
@@ -76,6 +77,25 @@ def test_configs_are_frozen():
         ({"train": {"exp_dir": 1.5}}, "train.exp_dir must be text, got 1.5"),
         ({"model": {"ctc": 1}}, "model.ctc must be true or false, got 1"),
         ({"data": {"train_cuts": "a.jsonl.gz"}}, "data.train_cuts must be a list, got 'a.jsonl.gz'"),
+        (
+            {"data": {"train_cuts": [{"path": "a", "weight": 0}]}},
+            "data.train_cuts[0].weight must be above 0, got 0.0",
+        ),
+        (
+            {"data": {"train_cuts": [{"path": "a"}, {"path": "b", "weight": float("nan")}]}},
+            "data.train_cuts[1].weight must be above 0, got nan",
+        ),
+        ({"data": {"train_cuts": [{"path": "a", "weight": "much"}]}}, "data.train_cuts[0].weight must be a number"),
+        ({"data": {"train_cuts": [{"path": "a", "wieght": 1}]}}, "in data.train_cuts[0]; did you mean 'weight'?"),
+        ({"data": {"train_cuts": [{"weight": 1}]}}, "data.train_cuts[0].path must be a cut manifest, got ''"),
+        ({"data": {"train_cuts": ["a", {"path": "b"}]}}, "data.train_cuts must be all plain manifests, or"),
+        ({"data": {"valid_cuts": {"a/b": "c"}}}, "data.valid_cuts must be manifests by names of letters"),
+        ({"data": {"valid_cuts": {"a": ["c"]}}}, "data.valid_cuts.a must be text, got ['c']"),
+        (
+            {"data": {"valid_cuts": {"new": "a", "old": "b"}}, "train": {"best_by": "odl"}},
+            "train.best_by must be one of the sets of data.valid_cuts, new, old (did you mean 'old'?), got 'odl'",
+        ),
+        ({"data": {"valid_cuts": ["a"]}, "train": {"best_by": "a"}}, "data.valid_cuts has no sets with names"),
         ({"data": {"speed_perturb": [0.9, "fast"]}}, "data.speed_perturb[1] must be a number, got 'fast'"),
         ({"model": {"encoder": {"conv_kernel": 30}}}, "model.encoder.conv_kernel must be odd"),
         ({"loss": {"prune_range": 1}}, "loss.prune_range must be at least 2, got 1"),
@@ -214,6 +234,20 @@ def test_overrides(tmp_path, monkeypatch):
     assert recipe.data.spec_augment == SpecAugmentConfig(time_warp=5)
     expected = dataclasses.replace(PRESETS["small"].encoder, num_layers=2, mixer="attention")
     assert recipe.model.encoder == expected
+
+
+def test_sources_and_sets_by_name_are_read_and_written(tmp_path):
+    text = (
+        "data: {train_cuts: [{path: a, weight: 2}, {path: /b}], valid_cuts: {new: c, old: /d}}\ntrain: {best_by: old}\n"
+    )
+    recipe = load_recipe(write_recipe(tmp_path, text))
+    folder = tmp_path / "egs" / "mini"
+    assert recipe.data.train_cuts == (SourceConfig(str(folder / "a"), 2.0), SourceConfig("/b", 1.0))
+    assert list(recipe.valid_sets.items()) == [("old", ("/d",)), ("new", (str(folder / "c"),))]
+    assert from_dict(RecipeConfig, to_dict(recipe)) == recipe
+    plain = load_recipe(write_recipe(tmp_path, text), {"data.train_cuts": "[/e]", "data.valid_cuts.new": "/f"})
+    assert plain.data.train_paths == ("/e",) and plain.data.train_weights == ()
+    assert plain.data.valid_sets == {"new": ("/f",), "old": ("/d",)}
 
 
 @pytest.mark.parametrize(

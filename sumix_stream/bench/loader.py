@@ -101,7 +101,7 @@ def run(
 def open_loader(recipe: RecipeConfig) -> TrainLoader:
     """The recipe's training batches, as one process of one gets them."""
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
-    return TrainLoader(recipe.data, recipe.data.train_cuts, tokenizer, Timebase(), seed=recipe.train.seed)
+    return TrainLoader(recipe.data, recipe.data.train_paths, tokenizer, Timebase(), seed=recipe.train.seed)
 
 
 def measure(recipe: RecipeConfig, workers: Sequence[int], num_batches: int) -> Result:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from sumix_stream.checksums import SUMS, fault, read_sums
+from sumix_stream.config.bounded_yaml import read_bounded
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "average.safetensors"
@@ -43,7 +44,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping that `save_yaml` wrote. Raises CheckpointError when it is missing, damaged or of another format."""
     require(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_bounded(path, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({error}): {other_copy(path.parent)}") from error
     if not isinstance(data, dict) or "format" not in data:

@@ -1,15 +1,11 @@
 """Dotted options of a recipe (`--train.max_steps 100`): their list for the help, and reading them."""
 
 import argparse
-import dataclasses
 import difflib
-import inspect
-import re
 
 from sumix_stream.config import PRESETS, RecipeConfig
+from sumix_stream.config.keys import sections
 from sumix_stream.config.reader import load_recipe
-
-_COMMENT = re.compile(r"^    (\w+):.*?  # (.*)$", re.MULTILINE)
 
 
 def parse(parser: argparse.ArgumentParser, settings: tuple[str, ...]) -> tuple[argparse.Namespace, RecipeConfig]:
@@ -30,18 +26,10 @@ def parse(parser: argparse.ArgumentParser, settings: tuple[str, ...]) -> tuple[a
     return args, load_recipe(args.config, overrides)
 
 
-def _describe(cls: type = RecipeConfig, prefix: str = "") -> str:
+def _describe() -> str:
     """Every key with its default and, from the comments of the configuration, its unit."""
-    comments = dict(_COMMENT.findall(inspect.getsource(cls)))
-    lines = []
-    for field in dataclasses.fields(cls):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if dataclasses.is_dataclass(default):
-            lines.append(_describe(type(default), f"{prefix}{field.name}."))
-        else:
-            comment = f"   {comments[field.name]}" if field.name in comments else ""
-            lines.append(f"  --{prefix}{field.name} {_plain(default)}{comment}")
-    return "\n".join(lines)
+    keys = (key for section in sections() for key in section.keys)
+    return "\n".join(f"  --{key.name} {key.default}   {key.meaning}".rstrip() for key in keys)
 
 
 def _overrides(unknown: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -59,11 +47,3 @@ def _overrides(unknown: list[str], parser: argparse.ArgumentParser) -> dict[str,
             value = rest.pop(0)
         result[name[2:]] = value
     return result
-
-
-def _plain(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if value == {}:
-        return "{}"
-    return str(list(value)) if isinstance(value, tuple) else str(value) or "''"

@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
     from sumix_stream.config import RecipeConfig
     from sumix_stream.tasks.fine_tuning import Taken
+    from sumix_stream.timebase import Timebase
     from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.loop import Trainer
+    from sumix_stream.train.validation import SetValidator, Validator
 
 
 def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     """With the recipe's data, a fresh model, and a validation by the decoder if there is a set for it."""
     from sumix_stream.corpora.preparation import read_stats
     from sumix_stream.data import TrainLoader, load_cuts
-    from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
     from sumix_stream.tasks.base import make_task
     from sumix_stream.tokenizer import Tokenizer
     from sumix_stream.train.division import batches_per_process
     from sumix_stream.train.precision import make_fabric
     from sumix_stream.train.two_views import with_masks_of_views
-    from sumix_stream.train.validation import Validator
 
     recipe = with_masks_of_views(recipe)
     config, data = recipe.train, recipe.data
     tokenizer = Tokenizer.load(recipe.tokenizer.path)
-    train, valid = load_cuts(data.train_cuts), data.valid_cuts and load_cuts(data.valid_cuts)
+    train = load_cuts(data.train_paths)
     model = make_task(recipe.task).build(recipe.model, tokenizer.vocab_size, config.seed)
     notes = []
     if config.init_from:
@@ -42,14 +42,39 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     share = {"rank": rank, "world_size": world, "accumulate": batches_per_process(config, world)}
     loader = TrainLoader(data, train, tokenizer, model.timebase, seed=config.seed, **share)
 
-    def decode(model, utterances):
-        wer = masked_wer if config.valid_chunk_size == "full" else partial(streaming_wer, realtime=False)
-        return wer(model, tokenizer, utterances, config.valid_chunk_size, config.valid_left_context)
-
-    validate = Validator(valid, decode) if data.valid_cuts else None
+    if told := loader.describe_sources():
+        notes.append(told)
+    validate = make_validator(recipe, tokenizer, model.timebase)
     if validate is not None:
         validate.check()
     return kind(recipe, model, tokenizer, loader, validate, fabric, notes)
+
+
+def make_validator(recipe: RecipeConfig, tokenizer: Tokenizer, timebase: Timebase) -> Validator | SetValidator | None:
+    """Error rates and losses of the recipe's validation sets; None where it has none."""
+    from sumix_stream.context import ChunkContext
+    from sumix_stream.data import load_cuts
+    from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
+    from sumix_stream.evaluate.losses import HeldOutLoss
+    from sumix_stream.tasks.base import make_task
+    from sumix_stream.train.validation import SetValidator, Validator, WithLosses
+
+    config = recipe.train
+    context = ChunkContext.parse(config.valid_chunk_size, config.valid_left_context, timebase)
+    wer = masked_wer if config.valid_chunk_size == "full" else partial(streaming_wer, realtime=False)
+    weights = make_task(recipe.task).weights(recipe.loss.warmup_steps, recipe.loss)  # those of most of the training
+    settings = (context, weights, recipe.loss, timebase.num_samples(recipe.data.max_duration))
+
+    def decode(model, utterances):
+        loss = HeldOutLoss(model, tokenizer, *settings)
+        found = wer(model, tokenizer, loss.watch(utterances), config.valid_chunk_size, config.valid_left_context)
+        return WithLosses(found, loss.means())
+
+    sets = {name: load_cuts(paths) for name, paths in recipe.valid_sets.items()}
+    if "" in sets:
+        return Validator(sets[""], decode)
+    named = {name: Validator(cuts, decode, f"data.valid_cuts.{name}") for name, cuts in sets.items()}
+    return SetValidator(named) if named else None
 
 
 def _start_from(model: nn.Module, tokenizer: Tokenizer, source: str, exp_dir: Path) -> Taken:

@@ -8,6 +8,7 @@ from sumix_stream.config.data import (
     NoiseConfig,
     PauseConfig,
     ReverbConfig,
+    SourceConfig,
     SpecAugmentConfig,
     TokenizerConfig,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "PredictorConfig",
     "RecipeConfig",
     "ReverbConfig",
+    "SourceConfig",
     "SpecAugmentConfig",
     "TokenizerConfig",
     "TrainConfig",

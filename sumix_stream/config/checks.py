@@ -9,6 +9,8 @@ from typing import Any
 
 from sumix_stream.timebase import parse_duration
 
+PATH = {"path": True}  # metadata of fields that hold paths, which `load_recipe` resolves
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, the value and what is allowed."""
@@ -60,7 +62,7 @@ def require_interval(config: Any, names: str, low: float = -math.inf, high: floa
 
 def path_field(default: str | tuple[str, ...]) -> Any:
     """A field that holds a path or paths, which `load_recipe` resolves."""
-    return field(default=default, metadata={"path": True})
+    return field(default=default, metadata=PATH)
 
 
 def require_chunk_size(config: Any, name: str, words: tuple[str, ...]) -> None:

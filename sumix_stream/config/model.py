@@ -10,17 +10,17 @@ from sumix_stream.registry import ENCODERS, MIXERS
 class EncoderConfig:
     """The encoder. Sizes in channels; `conv_kernel` in encoder frames (odd)."""
 
-    kind: str = "conformer"
-    dim: int = 144
-    num_layers: int = 6
-    ffn_dim: int = 576
+    kind: str = "conformer"  # of encoder; one of the registry
+    dim: int = 144  # channels
+    num_layers: int = 6  # conformer layers
+    ffn_dim: int = 576  # channels inside the feed-forward modules
     mixer: str = "summary"  # summary | attention
     summary_variant: str = "fast"  # fast | full | lite | expdecay
     num_heads: int = 4  # attention heads; blocks of the block-diagonal projections of `full`
     decay: float = 0.995  # expdecay: weight of a frame at distance 1
-    conv_kernel: int = 15
-    subsampling_channels: int = 32
-    dropout: float = 0.1
+    conv_kernel: int = 15  # encoder frames, odd
+    subsampling_channels: int = 32  # of the two first convolutions
+    dropout: float = 0.1  # share of activations set to 0 in training
 
     def __post_init__(self) -> None:
         require_range(self, "dim num_layers ffn_dim num_heads conv_kernel subsampling_channels", 1)
@@ -38,10 +38,10 @@ class EncoderConfig:
 class PredictorConfig:
     """LSTM predictor over the tokens emitted so far."""
 
-    embed_dim: int = 144
-    hidden_dim: int = 160
-    num_layers: int = 1
-    dropout: float = 0.1
+    embed_dim: int = 144  # channels of a token
+    hidden_dim: int = 160  # channels of the LSTM
+    num_layers: int = 1  # LSTM layers
+    dropout: float = 0.1  # share of activations set to 0 in training
     token_dropout: float = 0.0  # share of past tokens hidden in training, so that the encoder carries what was said
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class ModelConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    joiner_dim: int = 160
+    joiner_dim: int = 160  # channels in which encoder and predictor are added
     ctc: bool = True  # auxiliary CTC head
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ overlays a preset.
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 import reprlib
@@ -21,11 +20,9 @@ from typing import Any, TypeVar
 import yaml
 
 from sumix_stream.config import PRESETS, ConfigError, ModelConfig, RecipeConfig, ValueNotAllowed
+from sumix_stream.config.bounded_yaml import load_bounded, read_bounded
 
 Config = TypeVar("Config")
-_MOST_VALUES = 10_000  # of a file; a recipe has a hundred
-_MOST_CHARACTERS = 1 << 18
-_DEEPEST = 50  # brackets in brackets: PyYAML's time grows with their square
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
@@ -77,15 +74,13 @@ def dump_yaml(config: Any, path: str | os.PathLike) -> None:
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError naming the file, and the line where it is not YAML."""
     try:
-        data = _load(Path(path).read_text(encoding="utf-8"))
+        data = read_bounded(Path(path), _StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not YAML of a configuration: nested too deeply") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold sections of keys and values, got {type(data).__name__}")
     return data or {}
@@ -109,36 +104,6 @@ def load_recipe(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         typed = _resolve_paths(_tree(overrides), RecipeConfig, Path.cwd())
         recipe = from_dict(RecipeConfig, _merge(data, typed))
     return from_dict(RecipeConfig, _resolve_paths(to_dict(recipe), RecipeConfig, folder))
-
-
-def _load(text: str) -> Any:
-    """YAML of a bounded size: a few aliases of aliases stand for more values than any memory holds."""
-    if len(text) > _MOST_CHARACTERS:
-        raise yaml.YAMLError(f"{len(text):,} characters, more than a configuration can have")
-    if _depth(text) > _DEEPEST:
-        raise yaml.YAMLError("nested too deeply for a configuration")
-    if _num_values(yaml.compose(text, Loader=_StrictLoader), {}) > _MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant")
-    return yaml.load(text, Loader=_StrictLoader)
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for bracket in re.findall(r"[][{}]", text):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _num_values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Values of a node with what its aliases stand for; one that holds itself has no end."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        pairs = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_num_values(part, known) for part in pairs)
-    return known[id(node)]
 
 
 def _short(value: Any) -> str:
@@ -199,8 +164,8 @@ def _tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         if isinstance(value, str):
             try:
-                value = _load(value)
-            except (yaml.YAMLError, RecursionError) as error:
+                value = load_bounded(value, _StrictLoader)
+            except yaml.YAMLError as error:
                 raise ConfigError(
                     f"{key}: not a YAML value: {_short(value)} ({' '.join(str(error).split())})"
                 ) from None
@@ -231,18 +196,32 @@ def _resolve_paths(data: dict[str, Any], cls: type, folder: Path) -> dict[str, A
         section = _section_class(hints.get(key))
         if section is not None and isinstance(value, dict):
             return _resolve_paths(value, section, folder)
-        if is_path.get(key):
-            return [absolute(item) for item in value] if isinstance(value, list) else absolute(value)
-        return value
+        if not is_path.get(key):
+            return value
+        if isinstance(value, dict):
+            return {name: absolute(item) for name, item in value.items()}
+        return [resolve_item(key, item) for item in value] if isinstance(value, list) else absolute(value)
+
+    def resolve_item(key: str, item: Any) -> Any:
+        section = _section_class(typing.get_args(hints[key])[0]) if isinstance(item, dict) else None
+        return absolute(item) if section is None else _resolve_paths(item, section, folder)
 
     return {key: resolve(key, value) for key, value in data.items()}
+
+
+def _has_keys(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
     options = _options(hint)
     if value is None and types.NoneType in options:
         return None
-    (kind,) = (option for option in options if option is not types.NoneType)
+    kinds = [option for option in options if option is not types.NoneType]
+    if len(kinds) > 1:  # a plain form, and one of keys and values
+        keyed = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+        kinds = [option for option in kinds if _has_keys(option) == keyed]
+    (kind,) = kinds
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else from_dict(kind, value, key)
     if typing.get_origin(kind) is tuple:

@@ -1,8 +1,9 @@
 """One YAML file: everything bin/train needs."""
 
+import difflib
 from dataclasses import dataclass, field
 
-from sumix_stream.config.checks import require_choice
+from sumix_stream.config.checks import ConfigError, require_choice
 from sumix_stream.config.data import DataConfig, TokenizerConfig
 from sumix_stream.config.model import ModelConfig
 from sumix_stream.config.train import ChunkConfig, LossConfig, TrainConfig
@@ -13,7 +14,7 @@ from sumix_stream.registry import TASKS
 class RecipeConfig:
     """One YAML file: everything bin/train needs."""
 
-    task: str = "transducer"
+    task: str = "transducer"  # what is learnt; one of the registry
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     chunks: ChunkConfig = field(default_factory=ChunkConfig)
@@ -23,3 +24,17 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         require_choice(self, "task", TASKS.names)
+        names, best = [name for name in self.data.valid_sets if name], self.train.best_by
+        if best and best not in names:
+            nearest = difflib.get_close_matches(best, names, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            allowed = f"one of the sets of data.valid_cuts, {', '.join(names)}{hint}" if names else "left out"
+            why = "" if names else ": data.valid_cuts has no sets with names"
+            raise ConfigError(f"train.best_by must be {allowed}, got {best!r}{why}")
+
+    @property
+    def valid_sets(self) -> dict[str, tuple[str, ...]]:
+        """The manifests of each validation set by name, the one that the best checkpoint goes by first."""
+        sets = self.data.valid_sets
+        first = {self.train.best_by: sets[self.train.best_by]} if self.train.best_by else {}
+        return first | sets

@@ -10,14 +10,14 @@ from sumix_stream.config.data import SpecAugmentConfig
 class LossConfig:
     """Weights of the training objective (arXiv 2206.13236 for the pruned loss)."""
 
-    prune_range: int = 5
+    prune_range: int = 5  # tokens that the pruned loss considers at each frame
     rnnt_type: str = "regular"  # regular | modified | constrained
-    delay_penalty: float = 0.0
-    lm_only_scale: float = 0.25
-    am_only_scale: float = 0.0
+    delay_penalty: float = 0.0  # nats for each frame that a token comes before the middle; above 0 emits earlier
+    lm_only_scale: float = 0.25  # share of the predictor alone in the simple loss
+    am_only_scale: float = 0.0  # share of the encoder alone in the simple loss
     simple_scale: float = 0.5  # final weight of the simple loss; starts at 1
     warmup_steps: int = 200  # steps over which simple_scale falls from 1 and the pruned scale rises from 0.1 to 1
-    ctc_scale: float = 0.3
+    ctc_scale: float = 0.3  # weight of the CTC loss
     cr_ctc_scale: float = 0.0  # consistency of two views' CTC posteriors (arXiv 2410.05101: 0.2); twice the computing
     cr_ctc_masks: SpecAugmentConfig | None = None  # of a view, none before; null = data.spec_augment's, 2.5 x in time
 
@@ -36,10 +36,10 @@ class LossConfig:
 class ChunkConfig:
     """Dynamic chunk training: the distribution contexts are drawn from (arXiv 2409.07165)."""
 
-    full_probability: float = 0.4
+    full_probability: float = 0.4  # share of full context, without chunks
     min_chunk: int = 8  # encoder frames
     max_chunk: int = 32  # encoder frames
-    limited_left_probability: float = 0.75
+    limited_left_probability: float = 0.75  # of the rest, share with limited left context
     min_left: int = 2  # chunks
     max_left: int = 32  # chunks
     per_utterance: bool = False  # draw one context for each utterance instead of one for the batch
@@ -56,34 +56,35 @@ class ChunkConfig:
 class TrainConfig:
     """The run: budget, optimiser, precision, devices, what is logged and kept."""
 
-    exp_dir: str = path_field("exp")
-    seed: int = 0
+    exp_dir: str = path_field("exp")  # folder for checkpoints, logs and the page
+    seed: int = 0  # of weights, batches, augmentation, dropout
     init_from: str = path_field("")  # experiment or checkpoint to start from (fine-tuning), with a tokenizer of its own
     freeze: dict[str, int] = field(default_factory=dict)  # part: steps that it stays as it is, such as {encoder: 500}
     chunk_size: str = "dynamic"  # full | dynamic | 640ms | 0.64s | 16 (encoder frames)
     left_context: int | None = None  # chunks, when chunk_size is fixed; None = unlimited
-    max_steps: int = 1000
+    max_steps: int = 1000  # updates
     learning_rate: float | None = None  # peak; None = a default for the encoder's width and the seconds of a step
     warmup_fraction: float = 0.1  # of max_steps
     warmup_hours: float | None = None  # of audio, instead: stays when max_steps or the batches change
-    final_lr_fraction: float = 0.05
-    weight_decay: float = 0.01
-    clip_norm: float = 5.0
+    final_lr_fraction: float = 0.05  # of the peak, at max_steps
+    weight_decay: float = 0.01  # of AdamW
+    clip_norm: float = 5.0  # norm to which gradients are scaled down
     accumulate: int = 1  # batches that each process takes for a step
     step_batches: int | None = None  # batches of a step over all processes, however many; instead of accumulate
     compress_gradients: bool = False  # several processes exchange gradients in bf16: half the bytes
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
+    accelerator: str = "auto"  # auto | cpu | gpu | cuda | mps
+    devices: int = 1  # of each node
+    num_nodes: int = 1  # machines
+    strategy: str = "auto"  # of Lightning Fabric, such as ddp
     log_interval: int = 20  # steps
     valid_interval: int = 500  # steps
-    valid_chunk_size: str = "640ms"
-    valid_left_context: int | None = 4
+    valid_chunk_size: str = "640ms"  # full | 640ms | 0.64s | 16 (encoder frames)
+    valid_left_context: int | None = 4  # chunks; None = unlimited
+    best_by: str = ""  # set of data.valid_cuts by whose error rate the best checkpoint goes; '' = the first
     save_interval: int = 500  # steps
     save_minutes: float | None = None  # save also when the last save is so long ago
-    keep_best: int = 1
+    keep_best: int = 1  # checkpoints, by error rate
     keep_last: int = 2  # checkpoints; should the last one be damaged, the one before it serves
     average: str = "none"  # none | ema | growing: running average of the weights, for validation and recognition
     ema_decay: float = 0.999  # of ema: what the old average keeps each step

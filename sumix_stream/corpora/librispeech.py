@@ -45,16 +45,28 @@ NUM_UTTERANCES = {
 }
 
 
-BASE_URL = "https://www.openslr.org/resources/12"
-# Of the archives, as torchaudio lists them; OpenSLR gives none for Mini LibriSpeech's parts.
-SHA256 = {
-    "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
-    "dev-other": "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
-    "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
-    "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
-    "train-clean-100": "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
-    "train-clean-360": "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
-    "train-other-500": "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2",
+BASE_URL = "https://www.openslr.org/resources"
+
+
+class Archive(NamedTuple):
+    """Where a part is fetched, and the sum of its .tar.gz."""
+
+    resource: int  # of OpenSLR
+    sum: str  # SHA-256, or MD5 by its length
+
+
+# SHA-256 as torchaudio lists them. For Mini LibriSpeech OpenSLR gives MD5 (md5sum.txt beside the archives), which tells
+# damage and not ill will; so that is left to https.
+ARCHIVES = {
+    "train-clean-5": Archive(31, "5df7d4e78065366204ca6845bb08f490"),
+    "dev-clean-2": Archive(31, "6d7ab67ac6a1d2c993d050e16d61080d"),
+    "dev-clean": Archive(12, "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"),
+    "dev-other": Archive(12, "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365"),
+    "test-clean": Archive(12, "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23"),
+    "test-other": Archive(12, "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29"),
+    "train-clean-100": Archive(12, "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2"),
+    "train-clean-360": Archive(12, "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"),
+    "train-other-500": Archive(12, "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"),
 }
 
 
@@ -220,11 +232,11 @@ def _download(folder: Path, parts: tuple[str, ...]) -> Path:
     from lhotse.recipes import download_librispeech
 
     try:
-        for part, expected in SHA256.items():
+        for part, (resource, expected) in ARCHIVES.items():
             archive, done = folder / f"{part}.tar.gz", folder / "LibriSpeech" / part / ".completed"
             if part in parts and not done.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                resumable_download(f"{BASE_URL}/{archive.name}", archive)
+                resumable_download(f"{BASE_URL}/{resource}/{archive.name}", archive)
                 require_sum(archive, expected)  # before anything of it is unpacked
         return Path(download_librispeech(folder, dataset_parts=parts))
     except OSError as error:

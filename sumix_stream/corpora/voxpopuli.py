@@ -330,7 +330,10 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _download(folder: Path) -> Path:
-    """The recordings of all transcribed languages, a year at a time (Lhotse's download would begin anew each time)."""
+    """The recordings of all transcribed languages, a year at a time (Lhotse's download would begin anew each time).
+
+    Their publisher gives no sums, nor does Lhotse: what is fetched over https is checked when it is decoded.
+    """
     archives = folder / "raw_audios"
     archives.mkdir(parents=True, exist_ok=True)
     for year in YEARS:

@@ -30,6 +30,7 @@ class RunRecords:
     exp_dir: Path
     steps: list[dict[str, Any]] = field(default_factory=list)  # a line of metrics.jsonl for each step
     validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (step, measures by name)
+    valid_losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (step, losses by name)
     starts: list[dict[str, Any]] = field(default_factory=list)  # lines of runs.jsonl
     validation: dict[str, Any] = field(default_factory=dict)  # the last one, utterance by utterance
     decoded: list[Decoded] = field(default_factory=list)
@@ -37,16 +38,24 @@ class RunRecords:
 
     @property
     def measured(self) -> list[tuple[int, float]]:
-        """(step, the measure that the best checkpoint goes by) of each validation."""
-        return [(step, next(iter(measures.values()))) for step, measures in self.validations]
+        """(step, the measure that the best checkpoint goes by) of each validation that has it."""
+        return [(step, found[self.best_by]) for step, found in self.validations if self.best_by in found]
+
+    @property
+    def best_by(self) -> str | None:
+        """The measure that the best checkpoint goes by: the first of the last validation."""
+        return next(iter(self.validations[-1][1])) if self.validations else None
 
     @property
     def recipe(self) -> dict[str, Any]:
         return self.starts[-1].get("recipe", {}) if self.starts else {}
 
-    @property
-    def valid_cuts(self) -> list[str]:
-        return list((self.recipe.get("data") or {}).get("valid_cuts") or [])
+    def valid_cuts(self, name: str = "") -> list[str]:
+        """The manifests of a validation set; the name of a plain list is empty."""
+        found = (self.recipe.get("data") or {}).get("valid_cuts") or []
+        if isinstance(found, dict):
+            return [found[name]] if name in found else []
+        return list(found)
 
     @classmethod
     def read(cls, exp_dir: Path | str) -> "RunRecords":
@@ -59,6 +68,7 @@ class RunRecords:
             exp_dir,
             steps=[_with_parts(line) for line in lines if "learning_rate" in line],
             validations=[(line["step"], measures) for line in lines if (measures := _measures(line))],
+            valid_losses=[(line["step"], line["valid_losses"]) for line in lines if line.get("valid_losses")],
             starts=list(_json_lines(exp_dir / RUNS)),
             validation=_json(exp_dir / VALIDATION),
             decoded=_decoded(exp_dir),

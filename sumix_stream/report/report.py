@@ -63,7 +63,7 @@ def _state(run: RunRecords) -> str:
 
 def _headline(run: RunRecords) -> Iterator[tuple[str, str]]:
     if run.measured:
-        name = _measure_name(next(iter(run.validations[-1][1])))
+        name = _measure_name(run.best_by)
         best_step, best = min(run.measured, key=lambda item: (item[1], -item[0]))
         yield f"lowest validation {name}, step {best_step}", _percent(best)
         yield f"last validation {name}, step {run.measured[-1][0]}", _percent(run.measured[-1][1])
@@ -86,16 +86,22 @@ def _curves(run: RunRecords) -> Iterator[str]:
     names = list(run.steps[-1]["parts"]) if run.steps else []
     good = [step for step in run.steps if not step["skipped"]]
     parts = [Series(name, [(s["step"], s["parts"][name]) for s in good if name in s["parts"]]) for name in names]
-    measures = list(run.validations[-1][1]) if run.validations else ["wer"]
+    measures = list({name: None for _, found in reversed(run.validations) for name in found}) or ["wer"]
     validation = [
         Series(_measure_name(name), [(step, 100 * found[name]) for step, found in run.validations if name in found])
         for name in measures
+    ]
+    losses = {name: None for _, found in reversed(run.valid_losses) for name in found if _is_total(name)}
+    held_out = [
+        Series(_measure_name(name), [(s, v) for s, found in run.valid_losses if (v := found.get(name)) is not None])
+        for name in losses
     ]
     nats = "nats an encoder frame"
     yield _grid(
         line_chart("Loss", [series("total", "loss")], unit=nats),
         line_chart("Loss by part", parts, unit=nats),
         line_chart("Validation", validation, unit="%"),
+        *([line_chart("Validation loss", held_out, unit=nats)] if held_out else []),
         line_chart("Learning rate", [series("of the step", "learning_rate")]),
         line_chart("Gradient", [series("norm before clipping", "grad_norm")], log=True),
     )
@@ -106,7 +112,14 @@ def _curves(run: RunRecords) -> Iterator[str]:
 
 
 def _measure_name(name: str) -> str:
-    return {"wer": "WER", "cer": "CER"}.get(name, name.replace("_", " "))
+    """`digits/wer` -> `WER, digits`."""
+    name, _, measure = name.rpartition("/")
+    measure = {"wer": "WER", "cer": "CER"}.get(measure, measure.replace("_", " "))
+    return f"{measure}, {name}" if name else measure
+
+
+def _is_total(loss: str) -> bool:
+    return loss.rpartition("/")[2] == "loss"
 
 
 def _module_curves(run: RunRecords) -> Iterator[str]:
@@ -226,9 +239,11 @@ def _left(content: dict[str, Any], unlimited: int | None) -> int | None:
 def _worst_utterances(run: RunRecords, players: bool) -> Iterator[str]:
     """Of the last validation, and of the lowest error rate reported on each other set."""
     sets: list[tuple[str, list[str], dict[str, Any]]] = []
-    if run.validation.get("utterances"):
-        title = f"Validation, step {run.validation.get('step')}"
-        sets.append((title, run.valid_cuts, run.validation))
+    for found in (run.validation, *run.validation.get("others", ())):
+        if found.get("utterances"):
+            name = found.get("set", "")
+            title = f"Validation{f' {name}' if name else ''}, step {run.validation.get('step')}"
+            sets.append((title, run.valid_cuts(name), found))
     best: dict[str, Any] = {}
     for decoded in run.decoded:
         if decoded.cuts not in best or _rate(decoded.content) < _rate(best[decoded.cuts].content):

@@ -41,12 +41,10 @@ class RunPage:
 
     def draw(self, model: Transducer, step: int) -> None:
         """Pictures of the validation set's first utterances by the model, which is in evaluation mode."""
-        data = self._recipe.data
+        manifests = next(iter(self._recipe.valid_sets.values()), ())
         try:
             if self._pictures is None:
-                self._pictures = Pictures(
-                    self._exp_dir, data.valid_cuts, self._tokenizer, self._context, self._recipe.loss
-                )
+                self._pictures = Pictures(self._exp_dir, manifests, self._tokenizer, self._context, self._recipe.loss)
             for name, pixels in self._pictures.draw(model, step).items():
                 self._board.add_image(name, pixels, step, dataformats="HWC")
         except Exception:

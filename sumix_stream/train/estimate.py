@@ -60,7 +60,7 @@ def estimate(recipe: RecipeConfig) -> Estimate:
     device = make_fabric(config).device
     model.to(device).train()
     optimizer = make_optimizer(model, config)
-    loader = TrainLoader(recipe.data, load_cuts(recipe.data.train_cuts), tokenizer, model.timebase, seed=config.seed)
+    loader = TrainLoader(recipe.data, load_cuts(recipe.data.train_paths), tokenizer, model.timebase, seed=config.seed)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
     times = []
     began = time.perf_counter()

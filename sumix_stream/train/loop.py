@@ -36,12 +36,7 @@ from sumix_stream.train.interrupt import Interrupts
 from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
-from sumix_stream.train.optim import (
-    FINE_TUNING,
-    default_learning_rate,
-    frozen_parts,
-    make_optimizer,
-)
+from sumix_stream.train.optim import frozen_parts, make_optimizer, peak_rate
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.resume import TrainerState
 from sumix_stream.train.run_lock import one_run
@@ -100,11 +95,7 @@ class Trainer:
         self._accumulate = batches_per_process(config, self.fabric.world_size)
         self.model = model
         self.step_seconds = recipe.data.max_duration * self._accumulate * self.fabric.world_size
-        self.peak_rate = config.learning_rate or default_learning_rate(
-            recipe.model.encoder.dim, self.step_seconds, model.encoder.peak_rate
-        )
-        if config.init_from and config.learning_rate is None:
-            self.peak_rate *= FINE_TUNING
+        self.peak_rate, self._rate_told = peak_rate(recipe, model, self.step_seconds)
         self._frozen = frozen_parts(model, config.freeze)
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
@@ -288,7 +279,8 @@ class Trainer:
             )
         return (
             f"stopped at step {report.step}: {self.state.bad_steps} updates in a row had a loss or gradient that "
-            f"is not finite. Try {'; '.join(remedies)}. The weights of {last or 'no checkpoint yet'} are good."
+            f"is not finite. Try {'; '.join(remedies)}. "
+            + (f"The weights of {last} are good." if last else "There is no checkpoint yet.")
         )
 
     def _validate(self, interrupts: Interrupts) -> int:
@@ -377,6 +369,8 @@ class Trainer:
         )
         for note in self.notes:
             LOGGER.info(note)
+        if self._rate_told and not state.step:
+            LOGGER.warning(self._rate_told)
         if saved_recipe is not None:
             LOGGER.info(f"resuming after step {state.step} (epoch {state.epoch}, batch {state.batch})")
             if state.batch and state.step_batches not in (None, step_batches):

@@ -105,16 +105,22 @@ class RunLog:
         )
 
     def validation(self, step: int, result: Validation) -> None:
-        """Write a validation's measures and summary and, where it has them, its `word_errors`."""
+        """Write a validation's measures and summary and, where it has them, its `losses` and `word_errors`, or those of
+        each of its `sets`."""
         if not self._main:
             return
-        self._write({"step": step, "valid": {name: float(value) for name, value in result.metrics.items()}})
+        metrics = {name: float(value) for name, value in result.metrics.items()}
+        losses = {name: float(value) for name, value in (getattr(result, "losses", None) or {}).items()}
+        line = {"step": step, "valid": metrics} | ({"valid_losses": _finite_or_none(losses)} if losses else {})
+        self._write(line)
         self._metrics.flush()
-        for name, value in result.metrics.items():
-            self.board.add_scalar(f"valid/{name}", float(value), step)
-        LOGGER.info(f"step {step}: validation {result.summary().replace(chr(10), '; ')}")
-        if (word_errors := getattr(result, "word_errors", None)) is not None:
-            content = {"step": step, **word_errors.to_dict()}
+        for name, value in (metrics | losses).items():
+            self.board.add_scalar(f"valid/{name}", value, step)
+        for name, one in (getattr(result, "sets", None) or {"": result}).items():
+            of_set = f"{name}: " if name else ""
+            LOGGER.info(f"step {step}: validation {of_set}{one.summary().replace(chr(10), '; ')}")
+        if errors := _word_errors(result):
+            content = {"step": step, **errors[0], **({"others": errors[1:]} if errors[1:] else {})}
             write_text_atomically(self._exp_dir / VALIDATION, json.dumps(content, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
@@ -143,6 +149,14 @@ class RunLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _word_errors(result: Validation) -> list[dict[str, Any]]:
+    """Of a validation, or of each of its sets that has them, with its name."""
+    if (sets := getattr(result, "sets", None)) is not None:
+        return [{"set": name, **found} for name, one in sets.items() for found in _word_errors(one)]
+    found = getattr(result, "word_errors", None)
+    return [] if found is None else [found.to_dict()]
 
 
 class _AboveBar(logging.Handler):

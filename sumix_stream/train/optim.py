@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sumix_stream.config import TrainConfig
+from sumix_stream.config import RecipeConfig, TrainConfig
 
 FINE_TUNING = 0.2  # of the default rate: what is known already must not be forgotten in the first steps
 STEADY_SECONDS = 30.0  # of audio a step: egs/digits and egs/mini bear twice the default rate with so few
@@ -26,6 +26,24 @@ def default_learning_rate(encoder_dim: int, step_seconds: float, peak_rate: floa
     1.4e-3. The 1e-3 is tried with steps of 60 s (five hours). `bin/train --lr-find` measures what a recipe bears.
     """
     return peak_rate * math.sqrt(144 / encoder_dim) * math.sqrt(min(1.0, step_seconds / STEADY_SECONDS))
+
+
+def peak_rate(recipe: RecipeConfig, model: nn.Module, step_seconds: float) -> tuple[float, str | None]:
+    """The peak of a run, `train.learning_rate` or a default; and a warning where fine-tuning has a fresh model's."""
+    config = recipe.train
+    if config.learning_rate is not None and not config.init_from:
+        return config.learning_rate, None
+    default = default_learning_rate(recipe.model.encoder.dim, step_seconds, model.encoder.peak_rate)
+    if config.init_from:
+        default *= FINE_TUNING
+    told = None
+    if config.learning_rate is not None and config.learning_rate > 2 * default:
+        times = config.learning_rate / default
+        told = (
+            f"train.learning_rate {config.learning_rate:g} is {times:.0f} times the default of fine-tuning "
+            f"({default:.2g}, which null takes): the first steps may undo what {config.init_from} has learnt"
+        )
+    return config.learning_rate or default, told
 
 
 def warmup_steps(config: TrainConfig, step_seconds: float) -> int:

@@ -224,15 +224,22 @@ def latest_checkpoint(exp_dir: Path) -> Path | None:
 
 
 def ranking(exp_dir: Path) -> list[tuple[float, int]]:
-    """(first measure of the validation, step) of the checkpoints there, best first; of equals the later one."""
-    ranked = []
+    """(measure, step) of the checkpoints there, best first; of equals the later one.
+
+    The measure is the first of the newest validation: checkpoints without it, of other validation sets, are not ranked.
+    """
+    measured: dict[int, dict[str, float]] = {}
     for step, path in checkpoint.step_directories(exp_dir).items():
         try:
             metrics = metrics_of(checkpoint.load_yaml(path / TRAINER))
         except CheckpointError:
             continue
         if metrics:
-            ranked.append((float(next(iter(metrics.values()))), step))
+            measured[step] = metrics
+    if not measured:
+        return []
+    by = next(iter(measured[max(measured)]))
+    ranked = [(float(metrics[by]), step) for step, metrics in measured.items() if by in metrics]
     return sorted(ranked, key=lambda item: (item[0], -item[1]))
 
 

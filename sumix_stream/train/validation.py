@@ -1,15 +1,17 @@
-"""Validation that cannot mistake audio it could not read for an error rate.
+"""Validation that cannot mistake audio it could not read for an error rate, of one set or of several by name.
 
 A set of which nothing can be read has 0 errors in 0 words, and the remainder of one may be its easiest part: neither is
 a rate to choose the best checkpoint by.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lhotse.cut import Cut
 
 from sumix_stream.data.manifests import Utterance, read_valid
+from sumix_stream.tasks.base import Validation
 from sumix_stream.train.metrics import LOGGER
 
 MAX_TRIED = 50  # utterances that cannot be read, before a run ends at its beginning
@@ -25,10 +27,16 @@ class Validator:
     Args:
         cuts: read anew each time.
         decode: a `tasks.base.Validation` of a model on utterances.
+        key: of the recipe that names the set, for messages.
     """
 
-    def __init__(self, cuts: Iterable[Cut], decode: Callable[[Any, Iterable[Utterance]], Any]) -> None:
-        self._cuts, self._decode = cuts, decode
+    def __init__(
+        self,
+        cuts: Iterable[Cut],
+        decode: Callable[[Any, Iterable[Utterance]], Validation],
+        key: str = "data.valid_cuts",
+    ) -> None:
+        self._cuts, self._decode, self._key = cuts, decode, key
         self._words: int | None = None  # of the references, most so far
 
     def check(self) -> None:
@@ -45,13 +53,13 @@ class Validator:
 
         if next(read_valid(counted()), None) is None:
             raise NoErrorRate(
-                f"data.valid_cuts: none of its first {tried} utterances can be read, see the log for each one's "
-                "reason: without them no checkpoint is the best; repair the paths, or leave data.valid_cuts out"
+                f"{self._key}: none of its first {tried} utterances can be read, see the log for each one's "
+                f"reason: without them no checkpoint is the best; repair the paths, or leave {self._key} out"
             )
         if not any(supervision.text for cut in self._cuts for supervision in cut.supervisions):
-            raise NoErrorRate("data.valid_cuts: no utterance has a transcript to compare with")
+            raise NoErrorRate(f"{self._key}: no utterance has a transcript to compare with")
 
-    def __call__(self, model: Any) -> Any:
+    def __call__(self, model: Any) -> Validation:
         """The result of `decode`. Raises NoErrorRate without any reference word, or with fewer than there were."""
         num_cuts = num_read = words = 0
 
@@ -81,3 +89,72 @@ class Validator:
             )
         self._words = words
         return result
+
+
+@dataclass(frozen=True)
+class WithLosses:
+    """What decoding found, with the losses of the same utterances, in nats for each encoder frame."""
+
+    found: Validation
+    losses: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.found.metrics
+
+    @property
+    def word_errors(self) -> Any:
+        return getattr(self.found, "word_errors", None)
+
+    def summary(self) -> str:
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        return self.found.summary() + (f"\n{losses}" if losses else "")
+
+
+@dataclass(frozen=True)
+class SetResults:
+    """Validations of several sets. Measures and losses are called `set/measure`; those of the first set come first."""
+
+    sets: dict[str, Validation]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return _by_set(self.sets, "metrics")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        return _by_set(self.sets, "losses")
+
+    def summary(self) -> str:
+        return "\n".join(
+            f"{name}: {line}" for name, found in self.sets.items() for line in found.summary().splitlines()
+        )
+
+
+def _by_set(sets: Mapping[str, Validation], what: str) -> dict[str, float]:
+    found = {name: getattr(one, what, None) or {} for name, one in sets.items()}
+    return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
+
+
+class SetValidator:
+    """A validation of several sets by name, the one that the best checkpoint goes by first."""
+
+    def __init__(self, validators: Mapping[str, Validator]) -> None:
+        self._validators = dict(validators)
+
+    def check(self) -> None:
+        """As `Validator.check`, of each set."""
+        for validator in self._validators.values():
+            validator.check()
+
+    def __call__(self, model: Any) -> SetResults:
+        """Raises NoErrorRate where the first set gives none; another that gives none is left out, with a warning."""
+        results: dict[str, Validation] = {}
+        for name, validator in self._validators.items():
+            try:
+                results[name] = validator(model)
+            except NoErrorRate as error:
+                if not results:
+                    raise NoErrorRate(f"{name}: {error}") from error
+                LOGGER.warning(f"validation set {name}: no error rate: {error}")
+        return SetResults(results)

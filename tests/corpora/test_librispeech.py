@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_download_asks_lhotse_for_the_parts_and_says_what_to_do_without_a_networ
             write_librispeech(folder / "LibriSpeech", part, [str(i + 10)], 4)
         return folder / "LibriSpeech"
 
-    monkeypatch.setattr(librispeech, "SHA256", {})
+    monkeypatch.setattr(librispeech, "ARCHIVES", {})
     monkeypatch.setattr("lhotse.recipes.download_librispeech", download)
     prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
     assert asked == ["train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other"]
@@ -170,10 +171,20 @@ def test_a_download_that_is_not_the_published_one_is_not_unpacked(tmp_path, monk
         prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
     assert not list((tmp_path / "corpus").iterdir())  # nor kept
     assert asked and all(url.startswith("https://") for url in asked)
-    sums = dict.fromkeys(librispeech.SHA256, hashlib.sha256(b"not LibriSpeech").hexdigest())
-    monkeypatch.setattr(librispeech, "SHA256", sums)
-    with pytest.raises(AssertionError, match="unpacked"):
-        prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
+    with pytest.raises(ValueError, match=r"\.tar\.gz: its MD5 is ebcf15d9ce001e6cc504472fa56dea93, not the published"):
+        prepare_librispeech(tmp_path / "data", parts="mini", download_dir=tmp_path / "corpus", vocab_size=20)
+    assert asked[-1].startswith("https://www.openslr.org/resources/31/")
+    for kind in (hashlib.sha256, hashlib.md5):
+        archives = dict.fromkeys(librispeech.ARCHIVES, librispeech.Archive(12, kind(b"not LibriSpeech").hexdigest()))
+        monkeypatch.setattr(librispeech, "ARCHIVES", archives)
+        with pytest.raises(AssertionError, match="unpacked"):
+            prepare_librispeech(tmp_path / "data", parts="100h", download_dir=tmp_path / "corpus", vocab_size=20)
+
+
+def test_every_part_that_is_fetched_has_a_sum():
+    fetched = {part for selection in SELECTIONS.values() for part in selection.download}
+    assert fetched <= set(librispeech.ARCHIVES)
+    assert all(re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", archive.sum) for archive in librispeech.ARCHIVES.values())
 
 
 def test_ids_that_lead_elsewhere_are_left_out(tmp_path):

@@ -71,3 +71,18 @@ def test_fine_tuning_has_a_lower_default_rate(tmp_path):
     assert peak(init_from=str(tmp_path)) == pytest.approx(0.2 * peak())
     fixed = replace(fake_recipe(tmp_path), train=replace(fake_recipe(tmp_path).train, init_from=str(tmp_path)))
     assert Trainer(fixed, WithRate(), FakeTokenizer(), FakeLoader()).peak_rate == fixed.train.learning_rate
+
+
+def test_a_fresh_models_rate_is_told_when_fine_tuning(tmp_path):
+    class WithRate(FakeModel):
+        encoder = type("Encoder", (), {"peak_rate": 1e-3})
+
+    def log(folder, steps=1, **train):
+        recipe = fake_recipe(tmp_path / folder, max_steps=steps, **train)
+        Trainer(recipe, WithRate(), FakeTokenizer(), FakeLoader()).fit()
+        return (tmp_path / folder / "train.log").read_text()
+
+    told = "train.learning_rate 0.002 is 10 times the default of fine-tuning (0.0002, which null takes)"
+    assert told in log("tuned", learning_rate=2e-3, init_from="EXP")
+    assert log("tuned", 2, learning_rate=2e-3, init_from="EXP").count(told) == 1  # not again when it resumes
+    assert "fine-tuning" not in log("fresh", learning_rate=2e-3) + log("low", learning_rate=3e-4, init_from="EXP")

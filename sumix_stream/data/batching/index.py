@@ -53,6 +53,8 @@ class Columns(NamedTuple):
 class CutIndex:
     """The cuts of manifests, one after the other, or of a CutSet held in memory: `columns` of all, `read` of one.
 
+    `names` are the manifests', or one for a CutSet; `source` (N,) tells which of them each cut is of.
+
     Raises:
         ManifestError: a manifest is missing, empty or damaged; names the file and the line.
     """
@@ -60,10 +62,12 @@ class CutIndex:
     def __init__(self, cuts: CutSet | str | Path | Sequence[str | Path], tokenizer: Tokenizer):
         paths = manifests_of(cuts) if isinstance(cuts, CutSet) else manifest_paths(cuts)
         if paths is None:
-            self._parts = [_InMemory(cuts, tokenizer)]
+            self._parts, self.names = [_InMemory(cuts, tokenizer)], ["cuts in memory"]
         else:
-            self._parts = [_Indexed(path, tokenizer) for path in paths]
-        self._ends = np.cumsum([len(part.columns.duration) for part in self._parts])
+            self._parts, self.names = [_Indexed(path, tokenizer) for path in paths], list(map(str, paths))
+        counts = [len(part.columns.duration) for part in self._parts]
+        self._ends = np.cumsum(counts)
+        self.source = np.repeat(np.arange(len(counts)), counts)
         columns = zip(*(part.columns for part in self._parts), strict=True)
         self.columns = Columns(*(np.concatenate(column) for column in columns))
 

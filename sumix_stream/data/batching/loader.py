@@ -31,6 +31,7 @@ from sumix_stream.data.batching.plan import (
     samples_of,
     usable_cuts,
 )
+from sumix_stream.data.batching.sources import WeightedSources, describe
 from sumix_stream.data.manifests import (
     SAMPLE_RATE,
     CutFilter,
@@ -94,7 +95,8 @@ class TrainLoader:
     of W is batch n W + r of one process that accumulates W. An epoch is planned from an index of the manifests
     (`CutIndex`, `make_plan`), so it can begin anywhere at once. Every rank gets as many batches, of similar length in
     each step. Cuts that cannot be trained on are left out by name (`CutFilter`), and so are utterances whose audio
-    turns out to be unusable.
+    turns out to be unusable. Sources with weights are mixed as `WeightedSources` says, by the weights of
+    `config.train_cuts`.
 
     Args:
         cuts: a CutSet or manifests. Cuts that `load_cuts` did not read are held in memory.
@@ -141,16 +143,40 @@ class TrainLoader:
         self._usable = np.flatnonzero(kept)
         samples = samples_of(timebase, duration[kept])
         self._lengths = Lengths(samples, num_tokens[kept].astype(np.int64), speaker[kept])
+        self._sources = self._weighted(config.train_weights) if config.train_weights else None
         self._plan: EpochPlan | None = None
+
+    def _weighted(self, weights: Sequence[float]) -> WeightedSources:
+        names, source = self._index.names, self._index.source[self._usable]
+        if len(names) != len(weights):
+            raise ValueError(f"data.train_cuts has {len(weights)} weights; the cuts come from {len(names)} manifests")
+        for number, name in enumerate(names):
+            if not (source == number).any():
+                raise ManifestError(
+                    f"{name}: no cut of it can be trained on, see the log for each one's reason; mend it, or take it "
+                    "out of data.train_cuts"
+                )
+        return WeightedSources(weights, source, self._lengths.num_samples, self.seed)
+
+    def describe_sources(self) -> str | None:
+        """Shares of the sources, for the log; None: they have no weights."""
+        if self._sources is None:
+            return None
+        names = ["/".join(Path(name).parts[-2:]) for name in self._index.names]  # many are called cuts_train.jsonl.gz
+        return describe(names, self._sources.shares, SAMPLE_RATE)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of an epoch, of all ranks."""
         if self._plan is None or self._plan.epoch != epoch:
+            usable, lengths = self._usable, self._lengths
+            if self._sources is not None:
+                taken = self._sources.epoch(epoch)
+                usable, lengths = usable[taken], Lengths(*(column[taken] for column in lengths))
             self._plan = make_plan(
                 self.config,
                 self.timebase,
-                self._usable,
-                self._lengths,
+                usable,
+                lengths,
                 self._arrange,
                 seed=self.seed,
                 epoch=epoch,
