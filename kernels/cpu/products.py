@@ -243,7 +243,7 @@ def multiply(x, count, weights, bias, adding, silu, out, pairs):
 
 @compiled
 def add_products(x, count, panels, none, out):
-    """out (N, P WIDTH) += the transpose of x (n, N or more) times rows in panels (P, n or more, WIDTH): of `count` rows.
+    """out (N, P WIDTH) += the transpose of x (n, N or more) times rows in panels (P, n or more, WIDTH): `count` rows.
 
     Args:
         none: zeros (WIDTH,).

@@ -21,9 +21,9 @@ _NO_PAIRS = np.zeros((1, 2), np.int16)
 @compiled
 def panels_of(weight, out):
     """Weights (O, D) for products x W^T: out (ceil(O / WIDTH), D, WIDTH), filled up with zeros."""
-    O, D = weight.shape
+    num_outputs, D = weight.shape
     for p in range(len(out)):
-        count = min(WIDTH, O - p * WIDTH)
+        count = min(WIDTH, num_outputs - p * WIDTH)
         if count < WIDTH:
             out[p] = ZERO
         for j in range(count):
@@ -34,18 +34,18 @@ def panels_of(weight, out):
 @compiled
 def panels_back(weight, out):
     """Weights (O, D) for products g W: out (ceil(D / WIDTH), O, WIDTH), filled up with zeros."""
-    O, D = weight.shape
+    num_outputs, D = weight.shape
     for p in range(len(out)):
         count = min(WIDTH, D - p * WIDTH)
         if count < WIDTH:
             out[p] = ZERO
-        for n in range(O):
+        for n in range(num_outputs):
             for j in range(count):
                 out[p, n, j] = weight[n, p * WIDTH + j]
 
 
 @inlined
-def _into_panels(row, i, panels):
+def into_panels(row, i, panels):
     """Row i of panels (P, n, WIDTH) = row, whose columns are filled up."""
     for p in range(len(panels)):
         own = panels[p, i]
@@ -107,7 +107,7 @@ def _product_back(begin, end, part, grad, x, weights, N, out, weight_grads):
         for i in range(count):
             for d in range(D):
                 row[d] = x[first + i, d]
-            _into_panels(row, i, panels)
+            into_panels(row, i, panels)
         add_products(grad[first:], count, panels, none, weight_grads[part])
         multiply(grad[first:], count, weights, none, 0, False, out[first:], _NO_PAIRS)
 
@@ -115,7 +115,7 @@ def _product_back(begin, end, part, grad, x, weights, N, out, weight_grads):
 def _product_add(begin, end, part, x, weights, bias, residual, lengths, num_frames, drop, out):
     """out (N, O) = residual + dropout(x W^T + bias), residual on padding. x (N, D) room."""
     key, second_key, threshold, scale = drop
-    N, O = residual.shape
+    N, width = residual.shape
     y = np.empty((BLOCK, len(weights) * WIDTH), np.float32)
     for block in range(begin, end):
         first = block * BLOCK
@@ -124,11 +124,11 @@ def _product_add(begin, end, part, x, weights, bias, residual, lengths, num_fram
         for i in range(count):
             n = first + i
             if is_padding(n, lengths, num_frames):
-                for d in range(O):
+                for d in range(width):
                     out[n, d] = residual[n, d]
             else:
-                for d in range(O):
-                    out[n, d] = residual[n, d] + dropped(y[i, d], n * O + d, key, second_key, threshold, scale)
+                for d in range(width):
+                    out[n, d] = residual[n, d] + dropped(y[i, d], n * width + d, key, second_key, threshold, scale)
 
 
 def _norm_product(begin, end, part, x, norm_weight, norm_bias, eps, weights, bias, stats, out):
@@ -159,7 +159,7 @@ def _norm_product_back(
         count = min(BLOCK, N - first)
         for i in range(count):
             _normal_again(x, first + i, norm_weight, norm_bias, stats, row)
-            _into_panels(row, i, panels)
+            into_panels(row, i, panels)
         add_products(grad[first:], count, panels, none, weight_grads[part])
         multiply(grad[first:], count, weights, none, 0, False, x_grad, _NO_PAIRS)
         for i in range(count):
@@ -254,11 +254,11 @@ def _feed_forward_back(
                     g = h[d] * s * (ONE + z * (ONE - s))
                     h[d] = g
                     b1_grad[d] += g
-            _into_panels(row, i, active)
+            into_panels(row, i, active)
         add_products(y_grad, count, active, none, w2_grads[part])
         for i in range(count):
             _normal_again(x, first + i, norm_weight, norm_bias, stats, row)
-            _into_panels(row, i, normal)
+            into_panels(row, i, normal)
         add_products(hidden_grad, count, normal, none, w1_grads[part])
         multiply(hidden_grad, count, w1, none, 0, False, x_grad, _NO_PAIRS)
         for i in range(count):

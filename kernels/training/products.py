@@ -30,16 +30,16 @@ def room(num_rows: int, num_columns: int) -> Tensor:
 
 def in_panels(weight: Tensor) -> Tensor:
     """A weight (O, D) as products x W^T take it."""
-    O, D = weight.shape
-    out = torch.empty(-(-O // WIDTH), D, WIDTH)
+    num_outputs, num_inputs = weight.shape
+    out = torch.empty(-(-num_outputs // WIDTH), num_inputs, WIDTH)
     panels_of(weight.detach().contiguous().numpy(), out.numpy())
     return out
 
 
 def in_panels_back(weight: Tensor) -> Tensor:
     """A weight (O, D) as products g W take it."""
-    O, D = weight.shape
-    out = torch.empty(-(-D // WIDTH), O, WIDTH)
+    num_outputs, num_inputs = weight.shape
+    out = torch.empty(-(-num_inputs // WIDTH), num_outputs, WIDTH)
     panels_back(weight.detach().contiguous().numpy(), out.numpy())
     return out
 
@@ -51,8 +51,8 @@ def filled(bias: Tensor) -> Tensor:
 
 def weight_room(parts: int, weight: Tensor) -> Tensor:
     """Zeros (P, O, D), with room, to which a product's gradients by its weight are added."""
-    O, D = weight.shape
-    return torch.zeros(parts, -(-O // ROWS) * ROWS, -(-D // WIDTH) * WIDTH)
+    num_outputs, num_inputs = weight.shape
+    return torch.zeros(parts, -(-num_outputs // ROWS) * ROWS, -(-num_inputs // WIDTH) * WIDTH)
 
 
 def weight_grad(sums: Tensor, weight: Tensor) -> Tensor:
