@@ -91,17 +91,18 @@ def part(weights, biases, place):
 
 
 @intrinsic
-def _tile(typing_context, factors, stride, like, weights, depth, bias, out, out_stride, adding, ahead):
+def _tile(typing_context, factors, stride, step, like, weights, depth, bias, out, out_stride, adding, ahead):
     """ROWS rows of one panel: out = factors weights + bias, plus out where `adding`. Arguments are addresses, strides
-    in elements (of 4 bytes), and an array of the weights' type. `ahead`: from where on memory is fetched meanwhile."""
+    in elements (of 4 bytes), and an array of the weights' type. A factor's neighbours lie `stride` behind it for the
+    next row and `step` for the next weight. `ahead`: from where on memory is fetched meanwhile."""
     address = numba.int64
-    signature = numba.void(address, address, like, *[address] * 7)
+    signature = numba.void(address, address, address, like, *[address] * 7)
     bf16 = like.dtype == numba.int32
     return signature, lambda *arguments: _generate_tile(bf16, *arguments)
 
 
 def _generate_tile(bf16, context, builder, signature, arguments):
-    factors, stride, _, weights, depth, bias, out, out_stride, adding, ahead = arguments
+    factors, stride, step, _, weights, depth, bias, out, out_stride, adding, ahead = arguments
     sums, factor = ir.VectorType(_FLOAT, _LANES), _INT32 if bf16 else _FLOAT
     vector = ir.VectorType(factor, _LANES)
     of = ir.FunctionType(sums, [vector, vector, sums])
@@ -157,9 +158,9 @@ def _generate_tile(bf16, context, builder, signature, arguments):
     builder.call(prefetch, [line, _INT32(0), _INT32(2), _INT32(1)])  # to read, into the second cache, as data
     none = ir.Constant(vector, ir.Undefined)
     everywhere = ir.Constant(ir.VectorType(_INT32, _LANES), [0] * _LANES)
-    sums_after = []
+    place, sums_after = builder.mul(k, step), []
     for r in range(ROWS):
-        one = builder.load(at(inputs[r], k), align=4)
+        one = builder.load(at(inputs[r], place), align=4)
         spread = builder.shuffle_vector(builder.insert_element(none, one, _INT32(0)), none, everywhere)
         for v in range(_VECTORS):
             sums_after.append(builder.call(multiply_add, [loaded[v], spread, totals[r * _VECTORS + v]]))
@@ -235,9 +236,26 @@ def multiply(x, count, weights, bias, adding, silu, out, pairs):
             panel = w + 4 * K * begin
             # Two tiles fetch the next panel's halves: 16 rows are done before memory has brought 32 columns.
             ahead = panel + 4 * K * WIDTH + (n // ROWS % 2) * K * _LINE
-            _tile(first + 4 * n * stride, stride, weights, panel, K, b + 4 * begin, place, width, adding, ahead)
+            _tile(first + 4 * n * stride, stride, 1, weights, panel, K, b + 4 * begin, place, width, adding, ahead)
     if silu:
         apply_silu(out, count)
+
+
+@compiled
+def add_products(x, count, panels, none, out):
+    """out (N, P WIDTH) += the transpose of x (n, N or more) times rows in panels (P, n or more, WIDTH): `count` rows.
+
+    Args:
+        none: zeros (WIDTH,).
+        out: its rows, and x's columns, are filled up to a multiple of ROWS; what fills them up is read and written.
+    """
+    depth, width = panels.shape[1], out.shape[1]
+    first, w, b, y = x.ctypes.data, panels.ctypes.data, none.ctypes.data, out.ctypes.data
+    for p in range(len(panels)):
+        panel = w + 4 * depth * WIDTH * p
+        for n in range(0, len(out), ROWS):
+            place = y + 4 * (n * width + p * WIDTH)
+            _tile(first + 4 * n, 1, x.shape[1], panels, panel, count, b, place, width, 1, panel)
 
 
 @compiled
@@ -258,4 +276,4 @@ def convolve_rows(images, weights, bias, num_outputs, stride, out):
             panel, own = w + 4 * K * WIDTH * (i * num_panels + p), b + 4 * (i * num_biases + begin)
             for n in range(0, num_outputs, ROWS):
                 window, place = x + 4 * (i * size + n * stride), y + 4 * (n * width + begin)
-                _tile(window, stride, weights, panel, K, own, place, width, i, panel)
+                _tile(window, stride, 1, weights, panel, K, own, place, width, i, panel)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sumix_kernels.training.choice import compiled_here
+
 # Logits a tile, in elements: 2 MiB of fp32 fits a core's cache; a GPU wants its thousands of threads busy.
 _CPU_TILE = 1 << 19
 _GPU_TILE = 1 << 26
@@ -64,14 +66,26 @@ def joint_log_probs(
 
     enc (B, T, J), pred (B, S+1, J), weight (V, J), bias (V,), ranges and targets (B, T, R). Activations and matrix
     products are in ``dtype``, normalisers and sums of gradients in at least fp32. ``tile_size`` is the number of
-    logits made at once, ``kept`` the most that are held until the backward pass.
+    logits made at once, ``kept`` the most that are held until the backward pass; both concern PyTorch's operators only,
+    and where no size is given and compiled functions can compute in fp32, they do.
     """
+    if tile_size is None and _compiled(dtype, enc, pred, weight, bias):
+        from sumix_kernels.training import joiner
+
+        return joiner.joint_log_probs(enc, pred, weight, bias, ranges, targets, termination_symbol)
     if tile_size is None:
         tile_size = _CPU_TILE if enc.device.type == "cpu" else _GPU_TILE
     frames = max(1, tile_size // max(1, ranges.shape[2] * weight.shape[0]))
     keep = ranges.numel() * weight.shape[0] <= kept
     with torch.autocast(enc.device.type, enabled=False):
         return _JointLogProbs.apply(enc, pred, weight, bias, ranges, targets, termination_symbol, dtype, frames, keep)
+
+
+def _compiled(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether the joiner's compiled functions take these."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    plain = dtype == torch.float32 and all(x.dtype == dtype and x.device.type == "cpu" for x in given)
+    return plain and given[0].numel() > 0 and compiled_here(given[0])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

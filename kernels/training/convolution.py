@@ -9,10 +9,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sumix_kernels.arguments import check_frames_of_chunk, check_lengths
-from sumix_kernels.cpu.training import add_branch, add_branch_back
+from sumix_kernels.cpu.training import add_branch_back
 from sumix_kernels.cpu.training_convolution import convolve_chunks, convolve_chunks_back
-from sumix_kernels.training.feed_forward import normalised, normalised_back
+from sumix_kernels.cpu.training_products import product_add
 from sumix_kernels.training.mixer import per_utterance
+from sumix_kernels.training.products import (
+    filled,
+    in_panels,
+    multiply_back,
+    multiply_normal,
+    multiply_normal_back,
+    room,
+    share_blocks,
+)
 from sumix_kernels.training.rows import draw_dropout, num_parts, share
 
 
@@ -45,18 +54,17 @@ class _Convolution(torch.autograd.Function):
     ):
         (B, T, D), (lengths, sizes) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
-        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
-        normal, stats = normalised(rows, norm_weight, norm_bias, eps[0], row_parts)
-        gates = torch.addmm(b1, normal, w1.t())
-        inner, inner_stats, active = torch.zeros_like(rows), torch.zeros_like(stats), torch.empty_like(rows)
+        parts, N = num_parts(B, 1), B * T
+        stats, gates, active = rows.new_empty(N, 2), room(N, 2 * D), room(N, D)
+        multiply_normal(rows, norm_weight, norm_bias, eps[0], w1, b1, stats, gates)
+        inner, inner_stats, out = torch.zeros_like(rows), torch.zeros_like(stats), torch.empty_like(rows)
         by_tap = taps.t().contiguous()
         arguments = (gates, by_tap, tap_bias, inner_weight, inner_bias, np.float32(eps[1]), lengths, sizes, T)
         share(convolve_chunks, B, parts, *arguments, inner, inner_stats, active)
-        out = torch.addmm(b2, active, w2.t())
-        share(add_branch, rows.shape[0], row_parts, rows, out, np.float32(1), lengths, T, drop)
+        share_blocks(product_add, N, active, in_panels(w2), filled(b2), rows, lengths, T, drop, out)
         ctx.save_for_backward(
-            *(rows, stats, normal, gates, inner, inner_stats, active),
-            *(norm_weight, w1, by_tap, inner_weight, inner_bias, w2),
+            *(rows, stats, gates, inner, inner_stats, active),
+            *(norm_weight, norm_bias, w1, by_tap, inner_weight, inner_bias, w2),
         )
         ctx.geometry, ctx.drop = geometry, drop
         return out.view(x.shape)
@@ -64,23 +72,24 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rows, stats, normal, gates, inner, inner_stats, active, *parameters = ctx.saved_tensors
-        norm_weight, w1, by_tap, inner_weight, inner_bias, w2 = parameters
+        rows, stats, gates, inner, inner_stats, active, *parameters = ctx.saved_tensors
+        norm_weight, norm_bias, w1, by_tap, inner_weight, inner_bias, w2 = parameters
         (B, T, D), (lengths, sizes) = grad.shape, ctx.geometry
         residual = grad.contiguous().view(rows.shape)
-        parts, row_parts = num_parts(B, 1), num_parts(rows.shape[0])
-        out_grad, b2_grads = torch.empty_like(rows), rows.new_zeros(row_parts, D)
+        parts, row_parts, N = num_parts(B, 1), num_parts(rows.shape[0]), B * T
+        out_grad, b2_grads = room(N, D), rows.new_zeros(row_parts, D)
         arguments = (residual, np.float32(1), lengths, T, ctx.drop, out_grad, b2_grads)
-        share(add_branch_back, rows.shape[0], row_parts, *arguments)
-        w2_grad = out_grad.t() @ active
-        gates_grad, b1_grads = torch.empty_like(gates), rows.new_zeros(parts, 2 * D)
+        share(add_branch_back, N, row_parts, *arguments)
+        active_grad = room(N, D)
+        w2_grad = multiply_back(out_grad, active, w2, N, active_grad)
+        gates_grad, b1_grads = room(N, 2 * D), rows.new_zeros(parts, 2 * D)
         tap_grads = rows.new_zeros(parts, *by_tap.shape)
         tap_bias_grads, weight_grads, bias_grads = rows.new_zeros(3, parts, D).unbind()
-        arguments = (out_grad @ w2, gates, inner, inner_stats, by_tap, inner_weight, inner_bias, lengths, sizes, T)
+        arguments = (active_grad, gates, inner, inner_stats, by_tap, inner_weight, inner_bias, lengths, sizes, T)
         sums = (b1_grads, tap_grads, tap_bias_grads, weight_grads, bias_grads)
         share(convolve_chunks_back, B, parts, *arguments, gates_grad, *sums)
-        w1_grad = gates_grad.t() @ normal
-        x_grad, *norm_grads = normalised_back(gates_grad @ w1, rows, norm_weight, stats, residual, row_parts)
+        back = (gates_grad, rows, stats, norm_weight, norm_bias, w1, residual)
+        x_grad, w1_grad, *norm_grads = multiply_normal_back(*back)
         b1_grad, tap_grad, tap_bias_grad, weight_grad, bias_grad = (part.sum(0) for part in sums)
         grads = (w1_grad, b1_grad, tap_grad.t(), tap_bias_grad, weight_grad, bias_grad, w2_grad, b2_grads.sum(0))
         return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None

@@ -8,15 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sumix_kernels.cpu.training import (
-    activate,
-    activate_back,
-    add_branch,
-    add_branch_back,
-    normalise_rows,
-    normalise_rows_back,
+from sumix_kernels.cpu.training import normalise_rows, normalise_rows_back
+from sumix_kernels.cpu.training_products import feed_forward as feed_forward_blocks
+from sumix_kernels.cpu.training_products import feed_forward_back as feed_forward_blocks_back
+from sumix_kernels.training.products import (
+    filled,
+    in_panels,
+    in_panels_back,
+    num_block_parts,
+    room,
+    share_blocks,
+    weight_grad,
+    weight_room,
 )
-from sumix_kernels.training.rows import NO_DROPOUT, NO_LENGTHS, NO_ROWS, draw_dropout, num_parts, share
+from sumix_kernels.training.rows import NO_ROWS, draw_dropout, num_parts, share
 
 
 def feed_forward(
@@ -36,55 +41,36 @@ def masked_norm(x: Tensor, norm: nn.LayerNorm, lengths: Tensor, dropout: float =
     return _MaskedNorm.apply(x, norm.weight, norm.bias, norm.eps, lengths, draw_dropout(dropout))
 
 
-def normalised(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, parts: int) -> tuple[Tensor, Tensor]:
-    """LayerNorm of rows (N, D), and their statistics (N, 2)."""
-    out, stats = torch.empty_like(rows), rows.new_empty(rows.shape[0], 2)
-    arguments = (rows, weight, bias, np.float32(eps), NO_LENGTHS, 0, NO_DROPOUT, out, stats)
-    share(normalise_rows, rows.shape[0], parts, *arguments)
-    return out, stats
-
-
-def normalised_back(
-    grad: Tensor, rows: Tensor, weight: Tensor, stats: Tensor, residual: Tensor, parts: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by rows plus `residual`, in the memory of `grad`, and by weight and bias."""
-    weight_grads, bias_grads = rows.new_zeros(2, parts, weight.shape[0]).unbind()
-    arguments = (grad, rows, weight, stats, NO_LENGTHS, 0, NO_DROPOUT, residual, weight_grads, bias_grads)
-    share(normalise_rows_back, rows.shape[0], parts, *arguments)
-    return grad, weight_grads.sum(0), bias_grads.sum(0)
-
-
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, w1, b1, w2, b2, eps, factor, drops):
         rows = x.contiguous().view(-1, x.shape[-1])
-        parts = num_parts(rows.shape[0])
-        normal, stats = normalised(rows, norm_weight, norm_bias, eps, parts)
-        hidden = torch.addmm(b1, normal, w1.t())
-        active = torch.empty_like(hidden)
-        share(activate, rows.shape[0], parts, hidden, drops[0], active)
-        out = torch.addmm(b2, active, w2.t())
-        share(add_branch, rows.shape[0], parts, rows, out, factor, NO_LENGTHS, 0, drops[1])
-        ctx.save_for_backward(rows, stats, normal, hidden, active, norm_weight, w1, w2)
+        N, width = rows.shape[0], len(b1)
+        stats, hidden, out = rows.new_empty(N, 2), room(N, width), torch.empty_like(rows)
+        arguments = (norm_weight, norm_bias, np.float32(eps), in_panels(w1), filled(b1), in_panels(w2), filled(b2))
+        share_blocks(feed_forward_blocks, N, rows, *arguments, factor, width, *drops, stats, hidden, out)
+        ctx.save_for_backward(rows, stats, hidden, norm_weight, norm_bias, w1, w2)
         ctx.settings = factor, drops
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rows, stats, normal, hidden, active, norm_weight, w1, w2 = ctx.saved_tensors
+        rows, stats, hidden, norm_weight, norm_bias, w1, w2 = ctx.saved_tensors
         factor, drops = ctx.settings
-        residual = grad.contiguous().view(rows.shape)
-        parts = num_parts(rows.shape[0])
-        out_grad, b2_grads = torch.empty_like(rows), rows.new_zeros(parts, rows.shape[1])
-        share(add_branch_back, rows.shape[0], parts, residual, factor, NO_LENGTHS, 0, drops[1], out_grad, b2_grads)
-        w2_grad = out_grad.t() @ active
-        hidden_grad, b1_grads = out_grad @ w2, rows.new_zeros(parts, hidden.shape[1])
-        share(activate_back, rows.shape[0], parts, hidden_grad, hidden, drops[0], b1_grads)
-        w1_grad = hidden_grad.t() @ normal
-        x_grad, *norm_grads = normalised_back(hidden_grad @ w1, rows, norm_weight, stats, residual, parts)
-        x_grad = x_grad.view(grad.shape)
-        return x_grad, *norm_grads, w1_grad, b1_grads.sum(0), w2_grad, b2_grads.sum(0), None, None, None
+        (N, D), width = rows.shape, len(w1)
+        parts, out = num_block_parts(N), torch.empty_like(rows)
+        w1_grads, w2_grads = weight_room(parts, w1), weight_room(parts, w2)
+        b1_grads, b2_grads = rows.new_zeros(parts, width), rows.new_zeros(parts, D)
+        norm_grads = rows.new_zeros(2, parts, D).unbind()
+        arguments = (rows, stats, hidden, norm_weight, norm_bias, in_panels_back(w1), in_panels_back(w2))
+        sums = (w1_grads, b1_grads, w2_grads, b2_grads, *norm_grads)
+        share_blocks(
+            feed_forward_blocks_back, N, grad.contiguous().view(N, D), *arguments, factor, width, *drops, out, *sums
+        )
+        w1_grad, w2_grad = weight_grad(w1_grads, w1), weight_grad(w2_grads, w2)
+        b1_grad, b2_grad, *norm_grads = (part.sum(0) for part in (b1_grads, b2_grads, *norm_grads))
+        return out.view(grad.shape), *norm_grads, w1_grad, b1_grad, w2_grad, b2_grad, None, None, None
 
 
 class _MaskedNorm(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from sumix_kernels.arguments import check_chunk_size, check_left_context, check_lengths
 from sumix_kernels.cpu.training_mixer import merge_chunks, merge_chunks_back, summarise_chunks, summarise_chunks_back
-from sumix_kernels.training.feed_forward import normalised, normalised_back
+from sumix_kernels.training.products import multiply, multiply_back, multiply_normal, multiply_normal_back, room
 from sumix_kernels.training.rows import draw_dropout, num_parts, share
 
 
@@ -47,17 +47,18 @@ class _SummaryMixer(torch.autograd.Function):
     def forward(ctx, x, norm_weight, norm_bias, w, b, local_w, summary_w, summary_b, eps, geometry, drop):
         (B, T, D), (lengths, sizes, lefts, K) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
-        parts = num_parts(B, 1)
-        normal, stats = normalised(rows, norm_weight, norm_bias, eps, num_parts(rows.shape[0]))
-        projected = torch.addmm(b, normal, w.t())
-        local, mean = torch.empty_like(rows), rows.new_empty(B, K, D)
+        parts, N = num_parts(B, 1), B * T
+        stats, projected, local, merged = rows.new_empty(N, 2), room(N, 2 * D), room(N, D), room(N, D)
+        multiply_normal(rows, norm_weight, norm_bias, eps, w, b, stats, projected)
+        mean = rows.new_empty(B, K, D)
         share(summarise_chunks, B, parts, projected, lengths, sizes, lefts, T, local, mean)
-        merged = local @ local_w.t()
+        multiply(local, local_w, None, N, merged)
         summary = torch.addmm(summary_b, mean.view(-1, D), summary_w.t()).view(mean.shape)
         out = torch.empty_like(rows)
         share(merge_chunks, B, parts, rows, merged, summary, lengths, sizes, T, drop, out)
         ctx.save_for_backward(
-            rows, stats, normal, projected, local, mean, merged, summary, norm_weight, w, local_w, summary_w
+            *(rows, stats, projected, local, mean, merged, summary),
+            *(norm_weight, norm_bias, w, local_w, summary_w),
         )
         ctx.geometry, ctx.drop = geometry, drop
         return out.view(x.shape)
@@ -65,23 +66,22 @@ class _SummaryMixer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rows, stats, normal, projected, local, mean, merged, summary, norm_weight, w, local_w, summary_w = (
-            ctx.saved_tensors
-        )
+        rows, stats, projected, local, mean, merged, summary, *parameters = ctx.saved_tensors
+        norm_weight, norm_bias, w, local_w, summary_w = parameters
         (B, T, D), (lengths, sizes, lefts, _) = grad.shape, ctx.geometry
         residual = grad.contiguous().view(rows.shape)
-        parts = num_parts(B, 1)
-        merged_grad, summary_grad = torch.empty_like(rows), torch.empty_like(mean)
+        parts, N = num_parts(B, 1), B * T
+        merged_grad, summary_grad = room(N, D), torch.empty_like(mean)
         arguments = (residual, merged, summary, lengths, sizes, T, ctx.drop, merged_grad, summary_grad)
         share(merge_chunks_back, B, parts, *arguments)
-        flat_grad = summary_grad.view(-1, D)
-        local_w_grad, summary_w_grad = merged_grad.t() @ local, flat_grad.t() @ mean.view(-1, D)
-        local_grad, mean_grad = merged_grad @ local_w, (flat_grad @ summary_w).view(mean.shape)
-        projected_grad, b_grads = torch.empty_like(projected), rows.new_zeros(parts, 2 * D)
+        flat_grad, local_grad = summary_grad.view(-1, D), room(N, D)
+        local_w_grad = multiply_back(merged_grad, local, local_w, N, local_grad)
+        summary_w_grad = flat_grad.t() @ mean.view(-1, D)
+        mean_grad = (flat_grad @ summary_w).view(mean.shape)
+        projected_grad, b_grads = room(N, 2 * D), rows.new_zeros(parts, 2 * D)
         arguments = (local_grad, mean_grad, projected, lengths, sizes, lefts, T, projected_grad, b_grads)
         share(summarise_chunks_back, B, parts, *arguments)
-        w_grad = projected_grad.t() @ normal
-        back = (projected_grad @ w, rows, norm_weight, stats, residual, num_parts(rows.shape[0]))
-        x_grad, *norm_grads = normalised_back(*back)
+        back = (projected_grad, rows, stats, norm_weight, norm_bias, w, residual)
+        x_grad, w_grad, *norm_grads = multiply_normal_back(*back)
         grads = (w_grad, b_grads.sum(0), local_w_grad, summary_w_grad, flat_grad.sum(0))
         return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_close_as
+from conftest import assert_close_as, needs_numba
 
 from sumix_kernels.rnnt.joint import joint_log_probs, row_symbols, selected_log_probs
 from sumix_kernels.rnnt.pruning import prune
@@ -65,9 +65,42 @@ def test_large_logits_are_not_held():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        x, _ = joint_log_probs(*leaves, ranges, targets, 0, dtype=torch.float32, kept=0)
+        x, _ = joint_log_probs(*leaves, ranges, targets, 0, dtype=torch.float32, tile_size=100, kept=0)
     assert x.grad_fn.kept is None
     assert sizes and max(sizes) < B * T * R * V
+
+
+@needs_numba
+@pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize(("frames", "rows", "joint", "vocabulary"), [(9, 3, 5, 7), (70, 5, 24, 48), (33, 50, 30, 3)])
+def test_compiled_equals_joiner_and_softmax(frames, rows, joint, vocabulary, threads, poisoned_memory):
+    """Blocks of some frames and of one, whole panels and parts of one, one utterance's rows shared by threads."""
+    num_threads = torch.get_num_threads()
+    shapes = (2, frames, joint), (2, rows + 4, joint), (vocabulary, joint), (vocabulary,)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    ranges = torch.sort(torch.randint(0, 5, (2, frames)), 1).values[:, :, None] + torch.arange(rows)
+    targets = row_symbols(torch.randint(0, vocabulary, (2, rows + 3)), ranges, 0)
+    try:
+        torch.set_num_threads(threads)
+        run = lambda *x: joint_log_probs(*x, ranges, targets, 0, dtype=torch.float32)  # noqa: E731
+        actual = outputs_and_grads(run, leaves)
+        assert type(run(*leaves)[0].grad_fn).__name__ == "_JoinBackward"
+    finally:
+        torch.set_num_threads(num_threads)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    for a, e in zip(actual, outputs_and_grads(lambda *x: joined(ranges, targets, *x), exact), strict=True):
+        assert_close_as(a, e, torch.float32)
+
+
+@needs_numba
+def test_a_logit_that_is_no_number_is_told():
+    leaves, ranges, targets = inputs()
+    with torch.no_grad():
+        leaves[3][2] = float("nan")
+    x, y = joint_log_probs(*leaves, ranges, targets, 0, dtype=torch.float32)
+    assert x.isnan().all() and y.isnan().all()
+    x.sum().backward()
+    assert all(leaf.grad.isnan().any() for leaf in leaves)
 
 
 def test_without_bias():
