@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sumix_stream.timebase import Timebase
+from sumix_stream.trees import check_count
 
 LogMel = Callable[[np.ndarray, int], np.ndarray]  # (S,) whose frame f starts at sample 160 f, T -> features (T, M)
 
@@ -156,6 +157,11 @@ class FbankStream:
         self._finished = False
 
     @property
+    def num_frames(self) -> int:
+        """Frames that have been given out."""
+        return self._num_frames
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the remainder: samples kept for frames to come."""
         return self._held.nbytes
@@ -196,13 +202,19 @@ class FbankStream:
 
     @classmethod
     def restore(cls, held: np.ndarray, values: dict[str, int]) -> "FbankStream":
-        """The inverse of `save`."""
+        """The inverse of `save`. Raises ValueError for what it does not write: the counts follow from each other."""
         stream = cls()
-        if held.ndim != 1 or len(held) > _LENGTH:
-            raise ValueError(f"a filter bank holds at most {_LENGTH} samples, got shape {held.shape}")
+        num_samples = check_count("num_samples", values["num_samples"])
+        finished = check_count("finished", values["finished"], 1)
+        whole = (BEFORE + num_samples - _LENGTH) // _SHIFT + 1 if num_samples >= _LENGTH - BEFORE else 0
+        num_frames = TIMEBASE.num_feature_frames(num_samples) if finished else whole
+        num_held = 0 if finished else num_samples + (BEFORE - whole * _SHIFT if whole else 0)
+        if values["num_frames"] != num_frames:
+            raise ValueError(f"{num_samples} samples give {num_frames} frames, not {values['num_frames']}")
+        if held.shape != (num_held,) or held.dtype != np.float32 or not np.isfinite(held).all():
+            raise ValueError(f"a filter bank holds ({num_held},) finite float32 here, got {held.shape} {held.dtype}")
         stream._hold(held)
-        stream._num_samples, stream._num_frames = values["num_samples"], values["num_frames"]
-        stream._finished = bool(values["finished"])
+        stream._num_samples, stream._num_frames, stream._finished = num_samples, num_frames, bool(finished)
         return stream
 
     def _check_open(self) -> None:

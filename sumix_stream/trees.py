@@ -6,6 +6,8 @@ Nobody indexes one by position.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+MOST = 2**48  # of any count: 500,000 years of samples, and exact wherever counts are computed with
+
 
 def is_array(part: Any) -> bool:
     return hasattr(part, "shape")
@@ -59,3 +61,10 @@ def check_arrays(expected: Mapping[str, Any], arrays: Mapping[str, Any], *, grow
         same = len(found) == len(shape) and (found[:1] + found[2:], given.dtype) == (shape[:1] + shape[2:], part.dtype)
         if not same or (found != shape and not growing):
             raise ValueError(f"{name} must be {shape} {part.dtype}, got {found} {given.dtype}")
+
+
+def check_count(name: str, value: Any, most: int = MOST) -> int:
+    """An int in 0..most. Raises ValueError naming it for anything else, True and 1.0 included."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} must be a whole number in 0..{most}, got {value!r}")
+    return value

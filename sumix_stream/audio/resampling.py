@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from sumix_stream.audio.samples import MODEL_RATE, AudioError, check_rate
+from sumix_stream.trees import check_count
 
 _MAX_PHASES = 1 << 24  # reduced rates multiplied: those with no common factor would hold back seconds of a stream
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99  # of the resampling filter: those of torchaudio
@@ -151,9 +152,21 @@ class StreamResampler:
         return held, {"num_in": self._num_in, "num_out": self._num_out, "finished": int(self._finished)}
 
     def restore(self, held: np.ndarray, values: dict[str, int]) -> None:
-        """Go on where the stream that gave `save` stood; of the same rates."""
-        self._num_in, self._num_out = values["num_in"], values["num_out"]
-        self._finished = bool(values["finished"])
+        """Go on where the stream that gave `save` stood; of the same rates. Raises ValueError for what it does not
+        write: what is held follows from the counts."""
+        num_in, num_out = (check_count(name, values[name]) for name in ("num_in", "num_out"))
+        finished = check_count("finished", values["finished"], 1)
+        num_held = 0
+        if self.rate != self.new_rate and not finished:
+            steps, rest = divmod(num_out, len(self._filter.taps))
+            num_held = self._filter.width + num_in - steps * self._filter.step
+            if rest or not 0 <= num_held < self._filter.span + self._block:
+                raise ValueError(f"a resampler never has {num_in} samples in and {num_out} out")
+        elif self.rate == self.new_rate and (num_in or num_out):
+            raise ValueError(f"a resampler of equal rates counts nothing, got {num_in} and {num_out}")
+        if held.shape != (num_held,) or held.dtype != np.float32 or not np.isfinite(held).all():
+            raise ValueError(f"a resampler holds ({num_held},) finite float32 here, got {held.shape} {held.dtype}")
+        self._num_in, self._num_out, self._finished = num_in, num_out, bool(finished)
         self._pending, self._num_pending = [held], len(held)
 
     def _hold(self, samples: np.ndarray) -> None:

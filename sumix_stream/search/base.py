@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sumix_stream.runtime.base import Frames, GreedyState, Runtime
-from sumix_stream.search.greedy import Emissions, fresh_state, greedy_decode
+from sumix_stream.search.greedy import Emissions, check_emissions, check_finite, fresh_state, greedy_decode
 from sumix_stream.search.options import GREEDY, SearchOptions
 from sumix_stream.trees import fill, leaves, map_leaves, named_leaves
 
@@ -62,6 +62,9 @@ class Search(Protocol):
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: dict) -> Any:
         """The inverse of `save`. Raises ValueError or KeyError for what `save` does not write."""
+
+    def check(self, stream: Any, num_frames: int) -> None:
+        """Raise ValueError where a restored state is none after so many encoder frames: nothing of it is believed."""
 
     def describe(self) -> dict:
         """Settings that a saved state belongs to, as plain values."""
@@ -133,6 +136,10 @@ class GreedySearch:
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: dict) -> _GreedyStream:
         return _GreedyStream(fill(self._fresh, arrays), Emissions(**values))
+
+    def check(self, stream: _GreedyStream, num_frames: int) -> None:
+        check_finite("the predictor's state", stream.state)
+        check_emissions(stream.found, self.runtime.vocab_size, num_frames)
 
     def describe(self) -> dict:
         return {name: getattr(self.options, name) for name in ("method", "blank_penalty", "temperature", "max_symbols")}

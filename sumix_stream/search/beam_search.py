@@ -9,15 +9,17 @@ from functools import cached_property
 import numpy as np
 
 from sumix_stream.runtime.base import Frames, Runtime
+from sumix_stream.search import fusion
 from sumix_stream.search.base import GreedySearch, Search
-from sumix_stream.search.beam import BeamState, NBest, beam_decode, cut, results
-from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.beam import Beams, BeamState, NBest, beam_decode, cut, results
+from sumix_stream.search.greedy import Emissions, check_emissions, check_finite
 from sumix_stream.search.history import History, Settled
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
-from sumix_stream.trees import fill, named_leaves
+from sumix_stream.trees import check_count, fill, named_leaves
 
 _ARRAYS = History._fields[:4]  # all but the settled tokens, which are
+_MOST_HOTWORDS = 100_000  # tokens of all hotwords of a saved stream
 _SETTLED = {"tokens": np.int32, "frames": np.int32, "confidence": np.float32}
 
 
@@ -101,14 +103,31 @@ class BeamSearch:
     def restore(self, arrays: dict[str, np.ndarray], values: dict) -> _BeamStream:
         """The inverse of `save`. Raises ValueError or KeyError for what it does not write."""
         own = values["hotwords"]
-        words = None if own is None else Hotwords(tuple((tuple(t), float(s)) for t, s in own), self.runtime.vocab_size)
-        stream = self.begin(words)
+        stream = self.begin(None if own is None else _hotwords(own, self.runtime.vocab_size))
         parts = {name: arrays[f"history.{name}"] for name in _ARRAYS}
         rest = {name: part for name, part in arrays.items() if not name.startswith(("history.", "settled."))}
         beams, best, num_frames = fill(_constant(stream.state), rest)
         history = _checked(History(**parts, settled=(_settled(arrays),)), self.options.beam, self.runtime.vocab_size)
+        _check_beams(beams, best, self.runtime.vocab_size)
+        fusion.check(self.options, stream.state.hotwords[0], beams.fused)
         state = BeamState(self.options.beam, beams, best, num_frames, history, stream.state.hotwords)
+        if type(values["decoded"]) is not bool:
+            raise ValueError(f"decoded must be true or false, got {values['decoded']!r}")
         return _BeamStream(state, results(self.runtime, state, self.options)[0] if values["decoded"] else [])
+
+    def check(self, stream: _BeamStream, num_frames: int) -> None:
+        """Raises ValueError for a state that is none after so many encoder frames."""
+        if (searched := stream.state.num_frames.tolist()) != [num_frames]:
+            raise ValueError(f"the search has seen {searched} frames and the encoder {num_frames}")
+        history, vocab_size = stream.state.history, self.runtime.vocab_size
+        tokens, frames, confidence = history.settled[0].lists()
+        check_emissions(Emissions(tokens, frames, confidence), vocab_size, num_frames)
+        own = np.arange(history.tokens.shape[-1]) < history.num_tokens[..., None]
+        found = history.frames[own]
+        if found.size and not (0 <= found.min() and found.max() < num_frames):
+            raise ValueError(f"history.frames must be in 0..{num_frames - 1}")
+        if np.isnan(history.log_probs).any() or (history.log_probs > 0.001).any():
+            raise ValueError("history.log_probs must be at most 0")
 
     def describe(self) -> dict:
         """Settings that a saved state belongs to."""
@@ -133,6 +152,27 @@ def _checked(history: History, beam: int, vocab_size: int) -> History:
     if width and not (0 <= history.tokens.min() and history.tokens.max() < vocab_size):
         raise ValueError(f"history.tokens must be in 0..{vocab_size - 1}")
     return history
+
+
+def _hotwords(sequences: list, vocab_size: int) -> Hotwords:
+    """Those of a stream's own. Raises ValueError for tokens out of the vocabulary and for more than there could be."""
+    if sum(len(tokens) for tokens, _ in sequences) > _MOST_HOTWORDS:
+        raise ValueError(f"hotwords of a stream may have at most {_MOST_HOTWORDS} tokens")
+    for tokens, score in sequences:
+        if not tokens or type(score) not in (int, float) or not np.isfinite(score):
+            raise ValueError(f"hotwords must be tokens with a finite score, got {len(tokens)} tokens and {score!r}")
+        for token in tokens:
+            check_count("hotwords' tokens", token, vocab_size - 1)
+    return Hotwords(tuple((tuple(tokens), float(score)) for tokens, score in sequences), vocab_size)
+
+
+def _check_beams(beams: Beams, best: np.ndarray, vocab_size: int) -> None:
+    """Refuse hypotheses that no search has: indices out of their tables above all."""
+    if not (0 <= beams.last.min() and beams.last.max() < vocab_size):
+        raise ValueError(f"beams.last must be in 0..{vocab_size - 1}")
+    if np.isnan(beams.scores).any() or not np.isfinite(beams.scores.max()) or not np.isfinite(best).all():
+        raise ValueError("beams.scores must be numbers, the best of them finite")
+    check_finite("beams.predicted", beams.predicted)
 
 
 def _settled(arrays: dict[str, np.ndarray]) -> Settled:

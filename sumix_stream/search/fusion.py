@@ -31,6 +31,9 @@ class LanguageModel(Protocol):
     def advance(self, tokens: np.ndarray, state: Any) -> Any:
         """State after tokens (N,)."""
 
+    def check(self, state: Any) -> None:
+        """Raise ValueError for a state of the right types and shapes that is none of this model's."""
+
 
 class FusionState(NamedTuple):
     """Of N hypotheses: the language model's state (None without one) and the hotword matchers' (N,)."""
@@ -105,3 +108,12 @@ def start(options: SearchOptions, num_hypotheses: int) -> FusionState:
     """State of hypotheses without a token."""
     lm = options.lm.start(num_hypotheses) if options.lm is not None and options.lm_scale else None
     return FusionState(lm, np.zeros(num_hypotheses, np.int64))
+
+
+def check(options: SearchOptions, hotwords: Hotwords | None, state: FusionState) -> None:
+    """Raise ValueError for a state that these options and hotwords never have: its numbers are places in tables."""
+    most = 0 if hotwords is None else len(hotwords.matcher.fallback) - 1
+    if not (0 <= state.hotwords.min() and state.hotwords.max() <= most):
+        raise ValueError(f"the hotwords' states must be in 0..{most}")
+    if options.lm is not None and options.lm_scale:
+        options.lm.check(state.lm)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sumix_stream.runtime.base import Found, Frames, GreedyState, PredictorState, Runtime
 from sumix_stream.search.options import GREEDY, SearchOptions
-from sumix_stream.trees import map_leaves
+from sumix_stream.trees import check_count, leaves, map_leaves
 
 WINDOW = 8  # frames looked at together; tokens lie about so far apart
 
@@ -25,6 +25,23 @@ class Emissions(NamedTuple):
     tokens: list[int]
     frames: list[int]  # encoder frame of each token, counted from the first one given to the search
     confidence: list[float]  # probability of each token at its frame
+
+
+def check_emissions(found: Emissions, vocab_size: int, num_frames: int) -> None:
+    """Raise ValueError for what no search emits in so many frames: tokens out of the vocabulary, other frames..."""
+    if len({len(column) for column in found}) != 1:
+        raise ValueError(f"tokens, frames and confidences must be as many, got {[len(column) for column in found]}")
+    for name, values, most in (("token", found.tokens, vocab_size - 1), ("frame", found.frames, num_frames - 1)):
+        for value in values:
+            check_count(name, value, most)
+    if not all(type(value) is float and 0 <= value <= 1.001 for value in found.confidence):
+        raise ValueError("confidences must be numbers in 0..1")
+
+
+def check_finite(name: str, state: GreedyState) -> None:
+    """Raise ValueError for a state that is not finite."""
+    if not all(np.isfinite(part).all() for part in leaves(state)):
+        raise ValueError(f"{name} is not finite")
 
 
 def fresh_state(runtime: Runtime, batch_size: int) -> GreedyState:

@@ -22,6 +22,7 @@ from sumix_stream.config.reader import from_dict
 from sumix_stream.runtime.base import PredictorState
 from sumix_stream.runtime.weights import digest
 from sumix_stream.search.beam import log_softmax
+from sumix_stream.trees import leaves
 
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of an LSTM's layer
 
@@ -98,6 +99,10 @@ class NeuralLm:
 
     def advance(self, tokens: np.ndarray, state: NeuralLmState) -> NeuralLmState:
         return self._after(tokens, state.past)
+
+    def check(self, state: NeuralLmState) -> None:
+        if not all(np.isfinite(part).all() for part in leaves(state)):
+            raise ValueError("the language model's state is not finite")
 
     def _after(self, tokens: np.ndarray, past: PredictorState) -> NeuralLmState:
         hidden, cell = (np.array(part, order="C") for part in past)

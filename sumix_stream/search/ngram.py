@@ -103,6 +103,11 @@ class NgramLm:
     def advance(self, tokens: np.ndarray, state: np.ndarray) -> np.ndarray:
         return self._automaton.next(state, tokens)
 
+    def check(self, state: np.ndarray) -> None:
+        most = len(self._automaton.fallback) - 1
+        if not (0 <= state.min() and state.max() <= most):
+            raise ValueError(f"the language model's states must be in 0..{most}")
+
 
 def write_pieces(texts: Iterable[str], tokenizer: Tokenizer, path: str | os.PathLike) -> int:
     """Write texts one a line, split into pieces with spaces between: what an n-gram toolkit is trained on.

@@ -90,13 +90,19 @@ class FeatureQueue:
         """Raises ValueError or KeyError for what `save` does not write."""
         queue = cls(model_rate)
         queue.sample_rate, queue.finished = values["sample_rate"], values["finished"]
+        if type(queue.finished) is not bool or queue.finished != bool(values["fbank"]["finished"]):
+            raise ValueError(f"finished must be true or false throughout, got {queue.finished!r}")
         queue.fbank = FbankStream.restore(arrays["fbank"], values["fbank"])
         if queue.sample_rate is not None:
             queue.resampler = StreamResampler(queue.sample_rate, model_rate)
             queue.resampler.restore(arrays["resampler"], values["resampler"])
+            if queue.finished != bool(values["resampler"]["finished"]):
+                raise ValueError("a resampler and its filter bank finish together")
         frames = arrays["frames"]
-        if frames.ndim != 2 or frames.shape[1] != NUM_BINS:
-            raise ValueError(f"feature frames must be (n, {NUM_BINS}), got {frames.shape}")
+        if frames.ndim != 2 or frames.shape[1] != NUM_BINS or frames.dtype != np.float32:
+            raise ValueError(f"feature frames must be (n, {NUM_BINS}) float32, got {frames.shape} {frames.dtype}")
+        if len(frames) > queue.fbank.num_frames or not np.isfinite(frames).all():
+            raise ValueError(f"{len(frames)} feature frames wait of {queue.fbank.num_frames}, or some are not finite")
         queue._push(frames)
         return queue
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from sumix_stream.runtime.weights import digest
-from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.greedy import Emissions, check_emissions
 from sumix_stream.streaming.endpointing import OWN, Endpointing, EndpointRule
 from sumix_stream.streaming.feature_queue import FeatureQueue
 from sumix_stream.streaming.second_pass import Heard, SecondPass, Sent
+from sumix_stream.trees import check_count
 
 if TYPE_CHECKING:
     from sumix_stream.streaming.stream import Stream, StreamingRecognizer
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 FORMAT = "sumix-stream snapshot"
 VERSION = 2
 _KEY = "sumix_stream"
+_LEAST_KEY = 16  # bytes
 _PARTS = ("features", "encoder", "search")
 
 
-def dump(stream: Stream) -> bytes:
-    """All of a stream, for `load`."""
+def dump(stream: Stream, key: bytes | None = None) -> bytes:
+    """All of a stream, for `load`; signed with a key, if there is one. Raises ValueError for a short key."""
     recognizer = stream.recognizer
     features, feature_values = stream.features.save()
     search, search_values = recognizer.search.save(stream.search)
@@ -61,10 +64,12 @@ def dump(stream: Stream) -> bytes:
         "stream": body,
         "sha256": _checksum(arrays, body),
     }
+    if key is not None:
+        header["hmac"] = _signature(header, key)
     return safetensors.numpy.save(arrays, {_KEY: json.dumps(header)})  # one key: their order is not kept
 
 
-def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
+def load(data: bytes, recognizer: StreamingRecognizer, key: bytes | None = None) -> Stream:
     """The stream that `dump` wrote. Raises ValueError saying what is wrong with the bytes, or whose they are."""
     header, arrays = _read(data)
     if header.get("format") != FORMAT:
@@ -74,6 +79,8 @@ def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
             f"a snapshot of version {header.get('version')} cannot be read by this release, which reads {VERSION}; "
             "restore it with the release that took it"
         )
+    if key is not None and not hmac.compare_digest(str(header.get("hmac")).encode(), _signature(header, key).encode()):
+        raise ValueError("this snapshot is not signed with this key: restore it with the key it was taken with")
     if header.get("sha256") != _checksum(arrays, header.get("stream", "")):
         raise ValueError("this snapshot is damaged: its checksum is wrong; take it again or copy it again")
     if header.get("model") != recognizer.runtime.fingerprint:
@@ -85,7 +92,7 @@ def load(data: bytes, recognizer: StreamingRecognizer) -> Stream:
         )
     try:
         return _rebuild(recognizer, json.loads(header["stream"]), arrays)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
         raise ValueError(f"this snapshot's content does not fit its header ({error}); take it again") from None
 
 
@@ -100,19 +107,32 @@ def _rebuild(recognizer: StreamingRecognizer, values: dict, arrays: dict[str, np
     stream = recognizer.create_stream(
         endpointing=endpointing, second_pass=None if again is None else SecondPass(**again)
     )
-    stream.features = FeatureQueue.restore(recognizer.timebase.sample_rate, part("features"), values["features"])
-    stream.encoder = recognizer.runtime.load(part("encoder"))
-    stream.search = recognizer.search.restore(part("search"), values["search"])
-    stream.carried = Emissions(*map(list, values.get("carried", ((), (), ()))))
     for name in ("num_encoded", "segment_start", "num_segments", "committed"):
-        setattr(stream, name, int(values[name]))
-    number, before, newest = values["sent"]
-    stream.sent = Sent(int(number), Emissions(*map(list, before)), Emissions(*map(list, newest)))
+        setattr(stream, name, check_count(name, values[name]))
+    stream.features = FeatureQueue.restore(recognizer.timebase.sample_rate, part("features"), values["features"])
+    _check_counts(stream)
+    encoder = part("encoder")
+    _check_encoder(encoder, stream.num_encoded)
+    stream.encoder = recognizer.runtime.load(encoder)
+    stream.search = recognizer.search.restore(part("search"), values["search"])
+    recognizer.search.check(stream.search, stream.num_encoded)
+    stream.carried = Emissions(*map(list, values.get("carried", ((), (), ()))))
+    number, *sent = values["sent"]
+    stream.sent = Sent(check_count("sent", number), *(Emissions(*map(list, found)) for found in sent))
+    for found in (stream.carried, stream.sent.before, stream.sent.newest):
+        check_emissions(found, recognizer.runtime.vocab_size, max(stream.num_encoded, stream.committed))
     if stream.heard is not None:
-        first, begin = map(int, values["heard"])
-        like = stream.heard
-        stream.heard = Heard.restored(like.most, like.overlap, like.step, part("heard")["frames"], first, begin)
+        _restore_heard(stream, part("heard")["frames"], *values["heard"])
     return stream
+
+
+def _restore_heard(stream: Stream, frames: np.ndarray, first: int, begin: int) -> None:
+    """What a second pass keeps ends with the feature frames that have been taken."""
+    like, taken = stream.heard, stream.features.fbank.num_frames - stream.features.num_frames
+    check_count("heard", first), check_count("heard", begin)
+    if first + len(frames) != taken or not np.isfinite(frames).all():
+        raise ValueError(f"features heard must be finite and end at frame {taken}, got {first} + {len(frames)}")
+    stream.heard = Heard.restored(like.most, like.overlap, like.step, frames, first, begin)
 
 
 def _rules(stream: Stream) -> dict | str | None:
@@ -123,10 +143,40 @@ def _rules(stream: Stream) -> dict | str | None:
     return None if rules is None else asdict(rules)
 
 
+def _check_counts(stream: Stream) -> None:
+    """Encoder frames follow from the feature frames that have been taken."""
+    recognizer, features = stream.recognizer, stream.features
+    chunks, rest = divmod(features.fbank.num_frames - features.num_frames, recognizer.window)
+    num_encoded = chunks * recognizer.context.chunk_size + recognizer.timebase.num_encoder_frames(rest)
+    if stream.num_encoded != num_encoded or stream.segment_start > num_encoded or (rest and not stream.is_finished):
+        raise ValueError(
+            f"a stream never has {stream.num_encoded} encoder frames, a segment from {stream.segment_start} on and "
+            f"{features.num_frames} feature frames of {features.fbank.num_frames} waiting"
+        )
+
+
+def _check_encoder(arrays: dict[str, np.ndarray], num_encoded: int) -> None:
+    """What a runtime computes with: finite numbers, and counts of frames that there were."""
+    for name, part in arrays.items():
+        counts = part.dtype.kind in "iu" or name.endswith("counts")
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise ValueError(f"{name} is not finite")
+        if counts and part.size and not (0 <= part.min() and part.max() <= num_encoded):
+            raise ValueError(f"{name} must be in 0..{num_encoded}, the encoder frames so far")
+
+
 def _settings(recognizer: StreamingRecognizer) -> str:
     context = recognizer.context
     values = {"chunk_size": context.chunk_size, "left_context": context.left_context}
     return json.dumps(values | recognizer.search.describe(), sort_keys=True)
+
+
+def _signature(header: dict, key: bytes) -> str:
+    """HMAC-SHA256 of all that the header says; the checksum in it covers the rest."""
+    if not isinstance(key, bytes) or len(key) < _LEAST_KEY:
+        raise ValueError(f"a key must be at least {_LEAST_KEY} bytes, such as secrets.token_bytes(32)")
+    signed = json.dumps({name: value for name, value in header.items() if name != "hmac"}, sort_keys=True)
+    return hmac.new(key, signed.encode(), "sha256").hexdigest()
 
 
 def _checksum(arrays: dict[str, np.ndarray], body: str) -> str:

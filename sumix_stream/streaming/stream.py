@@ -190,9 +190,13 @@ class Stream:
         encoder = self.recognizer.runtime.nbytes(self.encoder)
         return encoder + self.recognizer.search.nbytes(self.search) + self.features.remainder_nbytes + frames
 
-    def snapshot(self) -> bytes:
-        """All of this stream, for `StreamingRecognizer.restore` in this or another process to go on identically."""
-        return snapshot.dump(self)
+    def snapshot(self, key: bytes | None = None) -> bytes:
+        """All of this stream, for `StreamingRecognizer.restore` in this or another process to go on identically.
+
+        Args:
+            key: at least 16 secret bytes that sign it, where it passes through other hands.
+        """
+        return snapshot.dump(self, key)
 
 
 class StreamingRecognizer:
@@ -413,12 +417,16 @@ class StreamingRecognizer:
     def _read(self, found: Emissions) -> Hypothesis:
         return to_hypothesis(self.timebase, self.tokenizer, found)
 
-    def restore(self, data: bytes) -> Stream:
+    def restore(self, data: bytes, key: bytes | None = None) -> Stream:
         """The stream of a `Stream.snapshot`, taken in this or another process, on any device.
 
-        Raises ValueError for bytes that are damaged or no snapshot, and for one of another model, context or search.
+        Args:
+            key: that it must have been signed with; None = a signature is not looked at, and every value still is.
+        Raises:
+            ValueError: for bytes that are damaged or no snapshot, for one of another model, context or search, and for
+                values that no stream has.
         """
-        return snapshot.load(data, self)
+        return snapshot.load(data, self, key)
 
     def _own(self, stream: Stream) -> Stream:
         if stream.recognizer is not self:
