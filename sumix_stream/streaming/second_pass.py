@@ -24,8 +24,8 @@ from sumix_stream.search.beam import BeamState, NBest, Scored, beam_decode
 from sumix_stream.search.greedy import Emissions, greedy_decode
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
+from sumix_stream.search.word_starts import word_starts
 from sumix_stream.streaming import open_words
-from sumix_stream.streaming.open_words import begins_word
 
 if TYPE_CHECKING:
     from sumix_stream.search.hotwords import Hotwords
@@ -267,7 +267,8 @@ class Again:
 
     def _words(self, found: Scored | Emissions) -> list[tuple[tuple[int, ...], float, int]]:
         """(tokens, seconds of the first, its place) of each word."""
-        starts = [n for n, token in enumerate(found.tokens) if not n or begins_word(self._piece(token))]
+        begins = word_starts([self._piece(token) for token in found.tokens])
+        starts = [n for n, is_start in enumerate(begins) if is_start]
         ends = [*starts[1:], len(found.tokens)][: len(starts)]
         return [
             (tuple(found.tokens[start:end]), found.frames[start] * self._seconds, start)
