@@ -144,6 +144,8 @@ def test_commands_recognise_files(light, by_torch):
     assert streamed.stdout.splitlines()[-1] == f"{light.audio}: {stream.finish().text}"
     whole = light.run(ROOT / "bin" / "decode", *options, "--runtime", "compiled")
     assert whole.stdout.splitlines()[-1] == f"{light.audio}: {by_torch.transcribe(light.audio).text}"
+    captions = light.run(ROOT / "bin" / "decode", *options, "--format", "json", "--chunk", "320ms")
+    assert json.loads(captions.stdout)["text"] == by_torch.transcribe(light.audio, "320ms").text
 
 
 def test_what_needs_more_says_which_extra(light, tmp_path):
@@ -151,6 +153,12 @@ def test_what_needs_more_says_which_extra(light, tmp_path):
     assert "pip install 'sumix-stream[train]'" in light.run(ROOT / "bin" / "train", *options, code=1).stderr
     scoring = "--checkpoint", light.checkpoint, "--cuts", tmp_path / "cuts.jsonl.gz"
     assert "pip install 'sumix-stream[train]'" in light.run(ROOT / "bin" / "stream_decode", *scoring, code=2).stderr
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
+    refused = light.run(ROOT / "bin" / "decode", "--checkpoint", light.checkpoint, film, code=2).stderr
+    assert "pip install 'sumix-stream[media]'" in refused and "ffmpeg -i" in refused
+    heard = light.run(ROOT / "bin" / "stream_decode", "--checkpoint", light.checkpoint, "--microphone", code=2)
+    assert "pip install 'sumix-stream[microphone]'" in heard.stderr
     for name in ("encoder.onnx", "predictor.onnx"):
         (tmp_path / name).write_bytes(b"")
     bundle = light.run(ROOT / "bin" / "decode", "--checkpoint", tmp_path, light.audio, code=2)

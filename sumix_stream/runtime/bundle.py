@@ -111,6 +111,16 @@ class OnnxFiles(Bundle):
         left = None if left_context == UNLIMITED else int(left_context)
         self.context = ChunkContext(self.window // self.timebase.subsampling, left)
 
+    def __getstate__(self) -> dict:
+        """For pickle and copy: where the files are and what they hold; they are opened anew there."""
+        return {"folder": self.folder.absolute(), "fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict) -> None:
+        """Raises BundleError where the files are gone, or are no longer those."""
+        self.__init__(state["folder"])
+        if self.fingerprint != state["fingerprint"]:
+            raise BundleError(f"{self.folder} holds another model than when this was copied: load it again")
+
     def __str__(self) -> str:
         return str(self.folder)
 

@@ -224,7 +224,7 @@ def test_what_phones_record_is_read_and_written_as_flac(tmp_path, checks):
     """M4A, by its channels, whole and in parts."""
     sides = np.stack([tone(2, seed=0), tone(2, seed=1)], 1)
     path = write_media(tmp_path / "a.m4a", sides, 16_000)
-    mixed, right = one(checks, path), one(checks, path, channel=1)
+    mixed, right = one(checks, path, "mixed"), one(checks, path, "right", channel=1)
     for outcome, expected in ((mixed, sides.mean(1)), (right, sides[:, 1])):
         samples = heard(outcome)
         assert outcome.cut["recording"]["sources"][0]["source"].endswith(".flac") and 2 <= len(samples) / 16_000 < 2.1

@@ -18,6 +18,7 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.evaluate.scoring import score
 from sumix_stream.export import export as exporting
 from sumix_stream.export import sherpa
+from sumix_stream.export.card import Measured
 from sumix_stream.export.export import FORMATS, ExportOptions, export_model
 from sumix_stream.export.parity import ParityError, check_parity, synthetic_speech
 from sumix_stream.export.quantise import BudgetError, check_budget, quantise
@@ -161,7 +162,14 @@ def test_int8_is_small_measured_and_close(made_once, manifest, tmp_path, search)
 @dataclass(frozen=True)
 class Rate:
     wer: float
+    cer: float = 0.5
     num_words: int = 1000
+    unit: str = "words"
+
+
+def test_the_budget_is_of_the_rate_that_comes_first():
+    assert Measured("int8", "cuts", 5, wer=0.9, cer=0.1, unit="characters").rate == 0.1
+    assert Measured("int8", "cuts", 5, wer=0.9, cer=0.1).rate == 0.9
 
 
 def test_int8_beyond_its_budget_leaves_nothing(made_once, manifest, tmp_path, search):

@@ -3,13 +3,17 @@
 import copy
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
+import onnx
 import pytest
 from conftest import ROOT
 from talkative import sound, talkative_model
 
+from sumix_stream.context import ChunkContext
+from sumix_stream.runtime.bundle import BundleError, load_tokenizer, open_bundle
 from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.tokenizer import train_tokenizer
 
@@ -69,6 +73,32 @@ def test_pickled_and_copied_after_use(tmp_path):
         stream = other.stream("640ms", 4)
         stream.feed(16_000, audio[0])
         assert stream.finish().text == live
+
+
+@pytest.mark.parametrize("form", ["sherpa-onnx", "onnx"])
+def test_bundles_are_pickled_and_copied_after_use(bundle, form, tmp_path):
+    """By their files, which must be there and the same."""
+    context, audio = ChunkContext(8, 2), sound(1.5)
+    folder = shutil.copytree(bundle(form, "fast", context), tmp_path / "bundle")
+    opened = open_bundle(folder)
+    model = Recognizer(opened, load_tokenizer(opened))
+    expected = model.transcribe((audio, 16_000))
+    data = pickle.dumps(model)
+    assert len(data) < 20_000 and expected.tokens
+    for other in (pickle.loads(data), copy.deepcopy(model)):
+        assert other.transcribe((audio, 16_000)) == expected
+        stream = other.stream()
+        stream.feed(16_000, audio)
+        assert stream.finish().tokens == expected.tokens
+    joiner = folder / "joiner.onnx"
+    model = onnx.load(joiner)
+    model.doc_string = "another"
+    onnx.save(model, joiner)
+    with pytest.raises(BundleError, match="holds another model than when this was copied"):
+        pickle.loads(data)
+    joiner.unlink()
+    with pytest.raises(BundleError, match=r"joiner\.onnx is missing"):
+        pickle.loads(data)
 
 
 @pytest.mark.parametrize("rate", [16_000.0, 44_100.0])
