@@ -9,15 +9,19 @@ import numpy as np
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
+from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
+from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import Transcript, transcribe
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.server import Server
 from sumix_stream.serve.workers import Spawn
 from sumix_stream.streaming.endpointing import Endpointing
+from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 RATE = 16_000
+_RULES = Endpointing.sherpa(rule3=1.5)  # of make_recognizer
 PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)
 
 
@@ -63,6 +67,45 @@ def expected(samples: np.ndarray, rate: int = RATE, endpoint: float = 1.5) -> li
             found += [stream.result()] if stream.num_tokens else []
             recognizer.reset(stream)
     return [*found, stream.result()]
+
+
+def library(
+    samples: np.ndarray,
+    commits: list[float] = (),
+    *,
+    chunk: int = 8,
+    left: int | None = 4,
+    search: SearchOptions = SearchOptions(),  # noqa: B008
+    rules: Endpointing = _RULES,
+    second_pass: bool = False,
+    hotwords: Hotwords | None = None,
+) -> list:
+    """(text, streaming text) of the segments of a stream that has a recogniser for itself."""
+    model = Recognizer(talkative_model(), LetterTokenizer())
+    recognizer = model.streaming(chunk, left, search=search, endpointing=rules, second_pass=second_pass)
+    stream, found = recognizer.create_stream(hotwords=hotwords), []
+
+    def note(final) -> None:
+        found.append((final.hypothesis.text, final.streaming.text))
+
+    def decode() -> None:
+        while recognizer.decode([stream]):
+            if recognizer.is_endpoint(stream) and not stream.is_finished:
+                if stream.num_tokens:
+                    note(recognizer.final(stream))
+                recognizer.reset(stream)
+
+    start = 0
+    for seconds in commits:
+        recognizer.accept_waveform(stream, RATE, samples[start : round(seconds * RATE)])
+        decode()
+        note(recognizer.commit(stream).final())
+        start = round(seconds * RATE)
+    recognizer.accept_waveform(stream, RATE, samples[start:])
+    recognizer.input_finished(stream)
+    decode()
+    note(recognizer.final(stream))
+    return found
 
 
 def assert_is(transcript: Transcript, hypotheses: list[Hypothesis]) -> None:

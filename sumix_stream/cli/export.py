@@ -26,6 +26,8 @@ def arguments() -> argparse.Namespace:
     add("--audio", nargs="+", default=[], type=Path, help="recordings for the equality check; default synthetic sound")
     add("--manifest", type=Path, help="Lhotse cut manifest (.jsonl.gz) to measure the word error rate of the export on")
     add("--int8", action="store_true", help="int8 weights; needs --manifest")
+    again = "with a graph of any length, by which a segment is heard again when it ends; for SummaryMixing"
+    add("--second-pass", action="store_true", help=again)
     add("--max-wer-increase", default=0.3, type=float, help="what int8 may cost, %% absolute; default 0.3")
     add("--language", action="append", default=[], help="for the model card, such as en; may be repeated")
     add("--data", default="unknown", help="for the model card: what the model was trained on")
@@ -43,10 +45,14 @@ def main(args: argparse.Namespace) -> int:
     recognizer = load(args.checkpoint, average=args.average)
     model, tokenizer = recognizer.model, recognizer.tokenizer
     if args.format == "checkpoint":
+        if args.second_pass:
+            raise ValueError("--second-pass is for bundles: weights can always hear again; leave it out")
         print(save_alone(args.out, model, tokenizer, args.checkpoint, args.average))
         return 0
     origin = Origin(Path(args.checkpoint).resolve().name, args.language, args.data)
-    options = ExportOptions(args.format, args.audio, args.int8, args.manifest, args.max_wer_increase, origin)
+    measured = {"manifest": args.manifest, "max_wer_increase": args.max_wer_increase}
+    chosen = {"int8": args.int8, "second_pass": args.second_pass, "origin": origin}
+    options = ExportOptions(args.format, args.audio, **chosen, **measured)
     context = recognizer.context(args.chunk, args.left_context)
 
     def search(model, frames, lengths):

@@ -10,9 +10,9 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.data.manifests import load_cuts, read_valid
 from sumix_stream.export import card, how_to, plain, program, sherpa
 from sumix_stream.export.card import Facts, Measured, Origin
-from sumix_stream.export.parity import Search, check_parity, read_utterances, synthetic_speech
+from sumix_stream.export.parity import Search, check_parity, check_whole, read_utterances, synthetic_speech
 from sumix_stream.export.quantise import Score, check_budget, quantise, word_errors
-from sumix_stream.export.steps import EncoderStep
+from sumix_stream.export.steps import EncoderStep, WholeEncoder
 from sumix_stream.runtime import bundle
 from sumix_stream.runtime.bundle import Bundle, OnnxBundle, SherpaBundle
 from sumix_stream.tasks.checkpoint import TOKENIZER, write_directory_atomically
@@ -46,6 +46,7 @@ class ExportOptions:
     format: str = "sherpa-onnx"
     audio: Sequence[Path] = ()  # for the parity check; none = synthetic sound
     int8: bool = False
+    second_pass: bool = False
     manifest: Path | None = None
     max_wer_increase: float = 0.3
     origin: Origin = field(default_factory=Origin)
@@ -55,6 +56,10 @@ class ExportOptions:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.int8 and not FORMATS[self.format].quantised:
             raise ValueError(f"int8 is for sherpa-onnx and onnx, got format {self.format!r}: leave --int8 out")
+        if self.second_pass and not FORMATS[self.format].quantised:
+            raise ValueError(
+                f"second_pass is for sherpa-onnx and onnx, got format {self.format!r}: leave --second-pass out"
+            )
         if self.int8 and self.manifest is None:
             raise ValueError(
                 "int8 changes what is recognised, and is given away only when that has been measured: name a cut "
@@ -89,6 +94,8 @@ def export_model(
     out, form = Path(out), FORMATS[options.format]
     model = deepcopy(model).cpu().eval()
     EncoderStep(model.encoder, context)  # refuses before anything is read
+    if options.second_pass:
+        WholeEncoder(model.encoder)  # the same
     if options.manifest is not None:
         load_cuts(options.manifest)  # the same
     utterances = read_utterances(options.audio) if options.audio else synthetic_speech()
@@ -97,16 +104,21 @@ def export_model(
 
     def write(folder: Path) -> None:
         form.save(folder, model, tokenizer, context)
+        if options.second_pass:
+            plain.save_whole(folder, model)
         if isinstance(tokenizer, Tokenizer):  # what cuts hotwords into tokens
             (folder / TOKENIZER).write_bytes(tokenizer.to_bytes())
         parity = check_parity(form.open(folder), model, context, utterances, about, search)
         tell(str(parity))
+        if options.second_pass:
+            difference = check_whole(form.open(folder), model, utterances)
+            tell(f"{about}, heard again under full context: largest difference {difference:.1e}")
         measured = []
         if options.manifest is not None:
             measured.append(_measure(form.open(folder), "fp32", tokenizer, options.manifest, score))
             tell(_line(measured[-1]))
         if options.int8:
-            for name in form.quantised:
+            for name in (*form.quantised, *([bundle.WHOLE] if options.second_pass else [])):
                 quantise(folder / name)
             measured.append(_measure(form.open(folder), "int8", tokenizer, options.manifest, score))
             tell(_line(measured[-1]))
@@ -119,6 +131,7 @@ def export_model(
             Facts(options.format, options.origin, weights, model, context, form.open(folder), latency, parity, measured)
         )
         explained = form.how_to(timebase.encoder_frame_time(context.chunk_size))
+        explained += how_to.SECOND_PASS if options.second_pass else ""
         card.write(folder, facts[0], explained + (how_to.INT8 if options.int8 else ""))
 
     out.parent.mkdir(parents=True, exist_ok=True)

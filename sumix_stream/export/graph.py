@@ -11,13 +11,22 @@ import torch
 from torch import Tensor, nn
 
 MAX_STREAMS = 65_536  # in a batch; torch.export asks for a bound
+MAX_FRAMES = 1 << 20  # encoder frames of a whole utterance, likewise
+FEATS, FRAMES = "feats", "frames"
 Axes = Sequence[int]  # of each input, the dimension that counts streams
 
 
-def export_program(module: nn.Module, example: Sequence[Tensor], axes: Axes) -> torch.export.ExportedProgram:
-    """The module as a program. `example`: inputs of two streams, as one would be taken for a constant."""
+def export_program(
+    module: nn.Module, example: Sequence[Tensor], axes: Axes, steps: Mapping[int, int] | None = None
+) -> torch.export.ExportedProgram:
+    """The module as a program.
+
+    Args:
+        example: inputs of two streams, as one would be taken for a constant.
+        steps: of inputs by number, whose second dimension is time and open too: it is a multiple of so much.
+    """
     with torch.no_grad(), quiet():
-        return torch.export.export(module, tuple(example), dynamic_shapes=_dynamic(module, axes))
+        return torch.export.export(module, tuple(example), dynamic_shapes=_dynamic(module, axes, steps or {}))
 
 
 def export_onnx(
@@ -29,10 +38,11 @@ def export_onnx(
     inputs: Sequence[str],
     outputs: Sequence[str],
     metadata: Mapping[str, object],
+    steps: Mapping[int, int] | None = None,
 ) -> None:
-    """Write the module as one ONNX file, weights and metadata inside. `example` as for `export_program`."""
+    """Write the module as one ONNX file, weights and metadata inside. `example` and `steps` as for `export_program`."""
     # Given the module itself, torch.onnx would take a number of streams that cannot be kept open for a constant.
-    program = export_program(module, example, axes)
+    program = export_program(module, example, axes, steps)
     with torch.no_grad(), quiet():
         names = {"input_names": list(inputs), "output_names": list(outputs)}
         torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names).save(path)
@@ -44,9 +54,9 @@ def annotate(path: Path, metadata: Mapping[str, object]) -> None:
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_param:  # the exporter numbers what is open
-                dim.dim_param = "streams"
+                dim.dim_param = "frames" if axis == 1 and value.name in (FEATS, FRAMES) else "streams"
     del model.graph.value_info[:]
     for node in model.graph.node:  # where each came from in the exporter's sources: half of a small file
         del node.metadata_props[:]
@@ -55,9 +65,11 @@ def annotate(path: Path, metadata: Mapping[str, object]) -> None:
     onnx.save(model, path)
 
 
-def _dynamic(module: nn.Module, axes: Axes) -> tuple:
+def _dynamic(module: nn.Module, axes: Axes, steps: Mapping[int, int]) -> tuple:
     streams = torch.export.Dim("streams", min=1, max=MAX_STREAMS)
     shapes = [{axis: streams} for axis in axes]
+    for number, step in steps.items():
+        shapes[number][1] = step * torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     code = type(module).forward.__code__
     num_named = code.co_argcount - 1
     takes_rest = bool(code.co_flags & 0x04)  # CO_VARARGS: the exporter wants what *state collects as one tuple

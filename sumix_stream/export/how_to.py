@@ -9,6 +9,13 @@ unsigned, so sums are exact on every processor; signed weights would overflow on
 """
 
 
+SECOND_PASS = """
+`whole.onnx` is the encoder under full context, by which this project hears a segment again when it ends
+(`second_pass`): `feats (streams, frames, 80)`, frames a multiple of four, `lengths (streams)` -> `frames`,
+`frame_lengths`. Others do not need it.
+"""
+
+
 def sherpa_onnx(chunk_seconds: float) -> str:
     return f"""
 Runs in stock sherpa-onnx (tested with 2.0.1), without this project:

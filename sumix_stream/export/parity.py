@@ -13,7 +13,7 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.data.babble import babble
 from sumix_stream.export.bundle import encode_streams, greedy
 from sumix_stream.features import whole_fbank
-from sumix_stream.runtime.bundle import Bundle
+from sumix_stream.runtime.bundle import Bundle, OnnxFiles
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.timebase import Timebase
 
@@ -85,6 +85,28 @@ def check_parity(
                 f"{len(ours)} in the model); nothing was written"
             )
     return Parity(audio, len(feats), sum(map(len, expected)), sum(map(len, wanted)), difference)
+
+
+@torch.inference_mode()
+def check_whole(bundle: OnnxFiles, model: Transducer, utterances: Sequence[np.ndarray]) -> float:
+    """The largest difference under full context. Raises ParityError where an encoder frame differs by more than
+    1e-4."""
+    largest = 0.0
+    for number, samples in enumerate(utterances):
+        feats = whole_fbank(samples)
+        if not len(feats):
+            continue
+        lengths = torch.tensor([len(feats)])
+        ours = model.encoder(torch.from_numpy(feats)[None], lengths, ChunkContext.full())[0][0].numpy()
+        theirs = bundle.encode_whole(feats[None], lengths.numpy())[0][0]
+        error = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
+        if not error <= TOLERANCE:
+            raise ParityError(
+                f"utterance {number}, whole: the export differs from the model by {error:.2e} (allowed {TOLERANCE:g}); "
+                "nothing was written"
+            )
+        largest = max(largest, float(error))
+    return largest
 
 
 @torch.inference_mode()

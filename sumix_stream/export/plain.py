@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.export.graph import export_onnx
-from sumix_stream.export.steps import EncoderStep, JoinerStep, PredictorStep
+from sumix_stream.export.steps import EncoderStep, JoinerStep, PredictorStep, WholeEncoder
 from sumix_stream.features import NUM_BINS
-from sumix_stream.runtime.bundle import ENCODER, JOINER, NEXT, PREDICTOR, TOKENS, UNLIMITED
+from sumix_stream.runtime.bundle import ENCODER, JOINER, NEXT, PREDICTOR, TOKENS, UNLIMITED, WHOLE
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.tokenizer import BLANK_PIECE, Tokenizer
 
@@ -27,6 +27,15 @@ def save(folder: Path, model: Transducer, tokenizer: Tokenizer, context: ChunkCo
         axes = [0] * len(example)
         export_onnx(module, example, axes, folder / file, inputs=inputs, outputs=outputs, metadata=metadata)
     write_tokens(folder / TOKENS, tokenizer)
+
+
+def save_whole(folder: Path, model: Transducer) -> None:
+    """Write whole.onnx, which hears a whole segment again. Raises ValueError for a mixer that has no such graph."""
+    module, step = WholeEncoder(model.encoder), model.timebase.subsampling
+    example = torch.randn(2, 24 * step, NUM_BINS), torch.tensor([24 * step, 50])
+    names = {"inputs": ["feats", "lengths"], "outputs": ["frames", "frame_lengths"]}
+    metadata = {"sample_rate": model.timebase.sample_rate, "subsampling": step}
+    export_onnx(module, example, [0, 0], folder / WHOLE, metadata=metadata, steps={0: step}, **names)
 
 
 def parts(

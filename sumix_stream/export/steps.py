@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumix_stream.context import ChunkContext
+from sumix_stream.context import BEYOND_ANY_LENGTH, ChunkContext
 from sumix_stream.encoders.conformer import ConformerEncoder
 from sumix_stream.encoders.states import EncoderState
 from sumix_stream.tasks.transducer.model import Transducer
@@ -53,6 +53,34 @@ class EncoderStep(nn.Module):
             lambda part: next(given) if part.numel() else part.new_zeros(feats.shape[0], *part.shape[1:]),
             self._template,
         )
+
+
+class WholeEncoder(nn.Module):
+    """`ConformerEncoder.forward` under full context, for any number of feature frames that is a multiple of four.
+
+    A whole utterance is the first chunk of a stream: the mixers' own steps are what is exported.
+
+    Raises:
+        ValueError: for a mixer whose first chunk is not the whole utterance's forward in a graph of any length.
+    """
+
+    def __init__(self, encoder: ConformerEncoder) -> None:
+        super().__init__()
+        config = encoder.config
+        if config.mixer != "summary" or config.summary_variant == "expdecay":
+            raise ValueError(
+                f"{encoder.describe()} has no graph for a second pass, only SummaryMixing (fast, full, lite): "
+                "leave --second-pass out"
+            )
+        self.encoder, self.context = encoder, ChunkContext(BEYOND_ANY_LENGTH, 0)
+
+    def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """feats (B, F, 80), lengths (B,) -> (B, F / 4, D), (B,)."""
+        encoder, size = self.encoder, feats.shape[0]
+        x, lengths, _ = encoder.subsampling.step(feats, lengths, encoder.subsampling.init_state(size))
+        for layer in encoder.layers:
+            x, _ = layer.step(x, lengths, layer.init_state(size, self.context), self.context)
+        return x, lengths
 
 
 class LstmStep(nn.Module):

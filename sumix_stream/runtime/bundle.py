@@ -35,6 +35,7 @@ State = list[np.ndarray]  # streams on the first axis
 ENCODER, JOINER, TOKENS, CARD = "encoder.onnx", "joiner.onnx", "tokens.txt", "card.json"
 DECODER = "decoder.onnx"  # the predictor, in sherpa-onnx's words
 PREDICTOR = "predictor.onnx"  # the same under plain names
+WHOLE = "whole.onnx"  # the encoder under full context, for a second pass; a bundle need not have it
 PROGRAM = "encoder.pt2"  # of torch.export
 NEXT = "next."  # plain names: before the name of a state, that of the state after the step
 CACHES = ("cache_last_channel", "cache_last_time", "cache_last_channel_len")  # sherpa-onnx: the encoder's state
@@ -101,6 +102,21 @@ class OnnxFiles(Bundle):
             raise BundleError(
                 f"{self.folder / ENCODER} lacks metadata of a bundle ({error}): export the checkpoint again"
             ) from None
+
+    @property
+    def has_second_pass(self) -> bool:
+        """Whether it can hear whole segments."""
+        return (self.folder / WHOLE).is_file()
+
+    @cached_property
+    def _whole(self) -> onnxruntime.InferenceSession:
+        return open_session(self.folder / WHOLE)
+
+    def encode_whole(self, feats: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whole segments under full context: feats (B, F, 80), lengths (B,) -> (B, ceil(F / 4), D), (B,)."""
+        more = -feats.shape[1] % self.timebase.subsampling
+        given = {"feats": np.pad(feats, ((0, 0), (0, more), (0, 0))), "lengths": lengths}
+        return tuple(self._whole.run(None, given))
 
     def _read(self, meta: dict[str, str]) -> None:
         raise NotImplementedError

@@ -35,6 +35,8 @@ class OnnxRuntime:
     def can_run(cls, model: Any, context: ChunkContext) -> str | None:
         if not isinstance(model, OnnxFiles):
             return "it runs exported bundles, not checkpoints: export the checkpoint"
+        if context == ChunkContext.full() and model.has_second_pass:
+            return None
         if context.chunk_size is None:
             return f"{model} has no graph for whole segments: export the checkpoint with --second-pass"
         if context != model.context:
@@ -42,11 +44,16 @@ class OnnxRuntime:
         return None
 
     def fresh_state(self) -> np.ndarray:
+        if self.context.chunk_size is None:
+            return np.zeros(0, np.uint8)
         return self._rows.table(self.bundle.encoder_state(1))[0]
 
     def encode(
         self, feats: np.ndarray, lengths: np.ndarray, states: Sequence[np.ndarray], final: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
+        if self.context.chunk_size is None:
+            check_chunk(feats, lengths, final, None)
+            return self.bundle.encode_whole(feats, lengths)[0], list(states)
         check_chunk(feats, lengths, final, self.bundle.window)
         window = np.zeros((len(feats), self.bundle.window, NUM_BINS), np.float32)
         window[:, : feats.shape[1]] = feats

@@ -163,7 +163,7 @@ def _with_words(head: str, words: Sequence[Word]) -> str:
     return f'{head[:-1]},"words":[{",".join(map(word, words))}]}}'
 
 
-@lru_cache(4096)  # all words of a segment are sent again with each chunk
+@lru_cache(8192)  # all words of a segment are sent again with each chunk
 def word(said: Word) -> str:
     """An element of `words`."""
     start, end, confidence = (round(value, 3) for value in said[1:4])

@@ -173,7 +173,7 @@ class Client:
         now, limits = self._loop.time(), self._limits
         if self._over:
             return
-        if not self._audio_accepted.is_set():
+        if not (self._audio_accepted.is_set() and self._has_room()):
             self._last_audio = now  # it is we who do not read
         if now >= self._deadline:
             text = f"a stream may last at most {limits.max_seconds:g} seconds"

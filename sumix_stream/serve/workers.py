@@ -12,7 +12,6 @@ import ctypes
 import logging
 import os
 import queue
-import selectors
 import signal
 import threading
 import time
@@ -33,6 +32,7 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import DEFAULTS, StreamOptions
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.session import MOST_COMMITS, Report, Session, missing_samples
+from sumix_stream.serve.waiting import Waiting
 from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory, can_be_copied
 from sumix_stream.serve.worker_metrics import WorkerMetrics
 from sumix_stream.streaming.stream import StreamingRecognizer
@@ -362,7 +362,7 @@ def _run_worker(pipe: Connection, recognizer: StreamingRecognizer) -> None:
     reports: list[tuple] = []
     counts: list[tuple] = []
     engine = Engine(recognizer, WorkerMetrics(counts))
-    waiting = _Waiting(pipe)
+    waiting = Waiting(pipe)
     engine.on_heard_again = waiting.wake
     pipe.send("ready")
     sessions: dict[int, Session] = {}
@@ -408,29 +408,3 @@ def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions], reports
 
     session = engine.open(asked[0], report, asked[1])
     return session
-
-
-class _Waiting:
-    """Lets a worker wait for messages and for its own second passes at once."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._awake, self._wake = os.pipe()
-        os.set_blocking(self._awake, False)
-        os.set_blocking(self._wake, False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(pipe, selectors.EVENT_READ)
-        self._selector.register(self._awake, selectors.EVENT_READ)
-
-    def wake(self) -> None:
-        """End the present wait, or the next. From any thread."""
-        with contextlib.suppress(BlockingIOError):  # enough lie there
-            os.write(self._wake, b"1")
-
-    def has_message(self, wait: bool) -> bool:
-        """Whether there is a message; with `wait`, only once there is one, or the worker was woken."""
-        ready = self._selector.select(None if wait else 0)
-        with contextlib.suppress(BlockingIOError):
-            if any(key.fileobj == self._awake for key, _ in ready):
-                os.read(self._awake, 4096)
-        return any(key.fileobj is self._pipe for key, _ in ready)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from chromium import NEEDED, PROGRAM, Browser, Page, chromium, tab
-from serving import expected, run, serving, until, uri
+from serving import expected, library, run, serving, until, uri
 from talkative import LetterTokenizer, sound
-from test_options import library
 from websockets.asyncio.client import connect
 
 from sumix_stream.audio import read_audio

@@ -46,7 +46,11 @@ FAULTS = {
     "JSON that is no message": (["[1, 2]"], "bad_message", 1007),
     "an unknown type": (['{"type": "shutdown"}'], "bad_message", 1007),
     "deep JSON": (["[" * 4000], "bad_message", 1007),
-    "long JSON": (['{"type": "end", "x": "' + "a" * 10_000 + '"}'], "bad_message", 1007),
+    "long JSON": (['{"type": "end", "x": "' + "a" * 20_000 + '"}'], "bad_message", 1007),
+    "a beam without end": (['{"type": "start", "beam": 100000}'], "bad_start", 1007),
+    "a chunk of nothing": (['{"type": "start", "chunk": "0ms"}'], "bad_start", 1007),
+    "a context without end": (['{"type": "start", "left_context": 1e9}'], "bad_start", 1007),
+    "long hotwords": (['{"type": "start", "beam": 2, "hotwords": ["' + "a" * 9_000 + '"]}'], "bad_start", 1007),
     "an unknown key": (['{"type": "start", "rate": 8000}'], "bad_start", 1007),
     "rate 0": (['{"type": "start", "sample_rate": 0}'], "bad_start", 1007),
     "a rate of text": (['{"type": "start", "sample_rate": "16000"}'], "bad_start", 1007),
@@ -83,6 +87,24 @@ def test_every_fault_has_its_code_and_a_healthy_stream_beside_it_is_exact():
             assert server.metrics.value("sumix_errors_total", code="too_big") == 1
             assert server.metrics.value("sumix_errors_total", code="idle") == 3
             await healthy(port)
+
+    run(test)
+
+
+def test_commits_without_end_hold_nobody_up():
+    """Each asks for a second pass over a second of audio; those of others are served meanwhile."""
+
+    async def test():
+        async with serving() as (_, port):
+            async with connect(uri(port)) as client:
+                await client.send('{"type": "start", "second_pass": true}')
+                await client.send(PCM[:RATE].tobytes())
+                for _ in range(400):
+                    await client.send(b"\0\0")
+                    await client.send('{"type": "commit"}')
+                await healthy(port, options={"second_pass": False})
+                last = [json.loads(message) async for message in Patient(client)][-1]
+                assert (last["type"], last["code"]) == ("error", "bad_message")
 
     run(test)
 

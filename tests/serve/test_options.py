@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from serving import PCM, RATE, assert_is, expected, make_recognizer, run, serving, uri
-from talkative import LetterTokenizer, talkative_model
+from serving import PCM, RATE, assert_is, expected, library, make_recognizer, run, serving, uri
+from talkative import LetterTokenizer
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
@@ -18,50 +18,9 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import Offer, StreamOptions, Wrong
 from sumix_stream.serve.session import MOST_COMMITS
 from sumix_stream.streaming.endpointing import Endpointing
-from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.second_pass import SecondPass
 
-RULES = Endpointing.sherpa(rule3=1.5)
 BEAM = SearchOptions(method="modified_beam", beam=4, nbest=3)
-
-
-def library(
-    samples: np.ndarray,
-    commits: list[float] = (),
-    *,
-    chunk: int = 8,
-    left: int | None = 4,
-    search: SearchOptions = SearchOptions(),  # noqa: B008
-    rules: Endpointing = RULES,
-    second_pass: bool = False,
-    hotwords: Hotwords | None = None,
-) -> list:
-    """(text, streaming text) of the segments of a stream that has a recogniser for itself."""
-    model = Recognizer(talkative_model(), LetterTokenizer())
-    recognizer = model.streaming(chunk, left, search=search, endpointing=rules, second_pass=second_pass)
-    stream, found = recognizer.create_stream(hotwords=hotwords), []
-
-    def note(final) -> None:
-        found.append((final.hypothesis.text, final.streaming.text))
-
-    def decode() -> None:
-        while recognizer.decode([stream]):
-            if recognizer.is_endpoint(stream) and not stream.is_finished:
-                if stream.num_tokens:
-                    note(recognizer.final(stream))
-                recognizer.reset(stream)
-
-    start = 0
-    for seconds in commits:
-        recognizer.accept_waveform(stream, RATE, samples[start : round(seconds * RATE)])
-        decode()
-        note(recognizer.commit(stream).final())
-        start = round(seconds * RATE)
-    recognizer.accept_waveform(stream, RATE, samples[start:])
-    recognizer.input_finished(stream)
-    decode()
-    note(recognizer.final(stream))
-    return found
 
 
 ASKED = {

@@ -1,17 +1,21 @@
 """Segments heard again under full context, and commits: nothing is lost, doubled or changed by where they are cut."""
 
+import shutil
+
 import numpy as np
 import pytest
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.registry import make_runtime
+from sumix_stream.search.beam import Scored
+from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.offline import transcribe_batch
 from sumix_stream.streaming.recognizer import Recognizer
-from sumix_stream.streaming.second_pass import Heard, SecondPass, num_repeated
+from sumix_stream.streaming.second_pass import Again, Heard, SecondPass, Sent, num_repeated
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 RATE = 16_000
@@ -177,6 +181,31 @@ def test_words_that_were_sent_are_found(sent, heard, count):
     assert num_repeated([word(*one) for one in sent], [word(*one) for one in heard]) == count
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_word_is_lost_or_doubled_over_random_cuts(seed):
+    """A recogniser that knows every word it hears whole, some of those that it hears in part, and each word's time but
+    for an error of its own in each hearing. Words are few, so that the same one often comes twice in a row."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum(rng.uniform(0.4, 1.2, 200))
+    spoken = [(int(rng.integers(1, 4)), start, start + rng.uniform(0.15, 0.35)) for start in starts]
+    again = Again(make_runtime(talkative_model(), ChunkContext.full()), SearchOptions(), lambda token: f"▁{token}")
+    cuts, overlap = [*np.cumsum(rng.uniform(0.3, 5.0, 100)), starts[-1] + 10], SecondPass().overlap_seconds
+    sent, found, last = Sent(), [], 0.0
+    for number, cut in enumerate(cuts):
+        heard = [
+            (token, start + rng.uniform(-0.1, 0.1))
+            for token, start, end in spoken
+            if end > last - overlap and start < cut
+            if (end <= cut and start >= last - overlap) or rng.random() < 0.5
+        ]
+        frames = [round(at / 0.04) for _, at in heard]
+        new = again.unsent(Scored([token for token, _ in heard], frames, [1.0] * len(heard), 0.0), sent.until(number))
+        sent.newest = Emissions(*new[:3])
+        found += new.tokens
+        last = cut
+    assert found == [token for token, _, _ in spoken]
+
+
 def test_settings_are_checked():
     for wrong in ({"max_seconds": 0}, {"max_seconds": 1e4}, {"overlap_seconds": -1}, {"overlap_seconds": 11}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -193,9 +222,28 @@ def test_hotwords_of_a_stream_are_heard_in_the_second_pass_too():
     assert stream.finish().tokens.count(6) > plain.tokens.count(6)
 
 
-def test_a_bundle_without_the_graph_says_so(bundle):
+@pytest.mark.slow
+def test_a_bundle_hears_again_where_it_has_the_graph(bundle, tmp_path):
+    from sumix_stream.export.parity import check_whole
+    from sumix_stream.export.plain import save_whole
     from sumix_stream.streaming.recognizer import load
 
-    opened = load(bundle("onnx", "fast", ChunkContext(8, 4)))
+    folder = shutil.copytree(bundle("onnx", "fast", ChunkContext(8, 4)), tmp_path / "bundle")
     with pytest.raises(ValueError, match="no graph for whole segments: export the checkpoint with --second-pass"):
-        opened.stream(second_pass=True)
+        load(folder).stream(second_pass=True)
+    save_whole(folder, talkative_model())
+    model, samples = load(folder), sound(2.03, seed=3)
+    assert check_whole(model.source, talkative_model(), [samples, sound(0.07), sound(0.02)]) < 1e-5
+    whole = make_runtime(talkative_model(), ChunkContext.full())
+    (expected,) = transcribe_batch(whole, LetterTokenizer(), [samples])
+    stream = model.stream(second_pass=True)
+    stream.feed(RATE, samples)
+    assert stream.finish().tokens == expected.tokens != stream.result().tokens
+
+
+@pytest.mark.parametrize("mixer", ["attention", "expdecay"])
+def test_a_mixer_without_such_a_graph_says_so(mixer):
+    from sumix_stream.export.steps import WholeEncoder
+
+    with pytest.raises(ValueError, match="has no graph for a second pass, only SummaryMixing"):
+        WholeEncoder(talkative_model(mixer).encoder)
