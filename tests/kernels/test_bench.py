@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TOLERANCE
+from conftest import ROOT, TOLERANCE, needs_numba
 
 from sumix_kernels.bench import chunk_summary, fast_rnnt, gate, measure, registry, report
 from sumix_kernels.bench import run as bench_run
@@ -266,3 +266,15 @@ def test_on_a_gpu(tmp_path):
     rows = list(csv.DictReader((tmp_path / "chunk_summary.csv").open()))
     assert {row["contender"] for row in rows if row["ms_p50"]} == {c.name for c in SUMMARY.contenders}, path.read_text()
     assert all(float(row["share_of_copy"]) < 1.2 for row in rows if row["ms_p50"])
+
+
+@needs_numba
+def test_products_beside_libraries_are_right_before_they_are_timed(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from sumix_kernels.bench import products
+
+    found = products.measure(8, 33, 50, repeats=2, matrices=2)
+    assert set(found) == set(products.CONTENDERS) and all(len(each) == 2 and min(each) > 0 for each in found.values())
+    monkeypatch.setitem(products.CONTENDERS, "wrong", lambda weights: lambda x: [x @ w.T + 1 for w in weights])
+    with pytest.raises(ValueError, match="wrong: 8 x 33 x 50 is wrong by"):
+        products.measure(8, 33, 50, repeats=1, matrices=2)
