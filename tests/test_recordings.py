@@ -312,6 +312,9 @@ def test_audio_files_of_a_folder(tmp_path):
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     found = [str(path.relative_to(tmp_path)) for path in listing.audio_files(tmp_path)]
     assert found == ["a.m4a", "b.WAV", "deep/er/c.flac"]
+    (tmp_path / "call.sln").touch()
+    assert listing.audio_files(tmp_path) == [tmp_path / name for name in found]
+    assert listing.audio_files(tmp_path, headerless=True) == [tmp_path / "call.sln"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match=r"empty: a folder without audio files \(known endings: \.wav"):
         listing.audio_files(tmp_path / "empty")

@@ -23,6 +23,7 @@ import soundfile
 
 from sumix_stream.audio import media
 from sumix_stream.audio.channels import MIX, Channel, OneChannel, one_channel
+from sumix_stream.audio.listing import HEADERLESS
 from sumix_stream.audio.pcm import PcmStream, RawFormat, wav_stream
 from sumix_stream.audio.samples import AudioError, check_rate
 
@@ -32,7 +33,6 @@ _UNKNOWN = 1 << 62  # frames from which on a header says that it does not know
 _MAX_SAMPLES = 1 << 30  # of one channel in memory: 4 GiB as floats, 18 hours at 16 kHz
 _SUSPICIOUS_SAMPLES = 1 << 26  # 70 minutes at 16 kHz
 _LEAST_FLAC = 0.02  # bytes a sample; speech takes about one, digital silence a hundredth of this
-_HEADERLESS = (".raw", ".pcm", ".sln", ".sln16", ".s16", ".s16le", ".ulaw", ".alaw", ".ul", ".al", ".vox", ".g721")
 
 _log = logging.getLogger(__name__)
 Source = str | os.PathLike | bytes
@@ -243,7 +243,7 @@ def _of_file(
         # As bytes: a name on the disk need not be UTF-8.
         sound = opened.enter_context(_Sequential(file if path is None else os.fsencode(path)))
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
-        if isinstance(error, TypeError) or Path(name).suffix.lower() in _HEADERLESS:  # soundfile's, for .raw
+        if isinstance(error, TypeError) or Path(name).suffix.lower() in HEADERLESS:  # soundfile's, for .raw
             raise AudioError(f"cannot be decoded (no header); {_headerless(name)}") from None
         return _of_media(file, name, _reason(error), opened)
     return _Soundfile(sound, num_bytes)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sumix_stream.audio.samples import AudioError
 
-SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".mkv", ".mka", ".mov", ".amr", ".3gp", ".m4b", ".avi", ".ts")
+SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".mkv", ".mka", ".mov", ".amr", ".3gp", ".m4b", ".avi")
 # Containers that hold their own samples. Others name files and addresses to read, and files of others are not trusted.
 _CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,webm,wv".split(",")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -71,18 +72,14 @@ def _none() -> str:
 class Microphone:
     """A microphone that is open. `sample_rate` in Hz is its own; `blocks` are (n, channels) float32."""
 
-    def __init__(self, name: str, sample_rate: int, num_channels: int) -> None:
+    def __init__(self, name: str, sample_rate: int, num_channels: int, stopped: threading.Event) -> None:
         self.name, self.sample_rate, self.num_channels = name, sample_rate, num_channels
         self._waiting: queue.Queue[np.ndarray] = queue.Queue(_MAX_WAITING)
-        self._lost, self._stopped = 0, False
-
-    def stop(self) -> None:
-        """Let `blocks` end after what has been heard."""
-        self._stopped = True
+        self._lost, self._stopped = 0, stopped
 
     def accept(self, samples: np.ndarray, _frames: int, _time: Any, status: Any) -> None:
         """What sounddevice calls in a thread of its own: it must not wait."""
-        if self._stopped:
+        if self._stopped.is_set():
             return
         if status:
             self._lost += 1
@@ -92,13 +89,13 @@ class Microphone:
             self._lost += 1
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Until `stop`; what was lost on the way is said."""
+        """Until `stopped` and what has been heard until then; what was lost on the way is said."""
         lost = 0
         while True:
             try:
                 block = self._waiting.get(timeout=BLOCK_SECONDS)
             except queue.Empty:
-                if self._stopped:
+                if self._stopped.is_set():
                     return
                 block = None
             if self._lost > lost:
@@ -109,11 +106,16 @@ class Microphone:
 
 
 @contextmanager
-def open_microphone(device: str = "") -> Iterator[Microphone]:
-    """Args: device: number or part of a name, as sounddevice takes it; "" is the default one.
+def open_microphone(device: str = "", stopped: threading.Event | None = None) -> Iterator[Microphone]:
+    """A microphone that listens.
+
+    Args:
+        device: number or part of a name, as sounddevice takes it; "" is the default one.
+        stopped: set by whoever has heard enough.
 
     Raises AudioError where there is none of that name, or it cannot be opened.
     """
+    stopped = threading.Event() if stopped is None else stopped
     sounddevice = library()
     if not _inputs(sounddevice):
         raise AudioError(_none())
@@ -121,7 +123,7 @@ def open_microphone(device: str = "") -> Iterator[Microphone]:
     try:
         about = sounddevice.query_devices(chosen, "input")
         rate, num_channels = round(about["default_samplerate"]) or MODEL_RATE, min(2, about["max_input_channels"])
-        microphone = Microphone(about["name"], rate, num_channels)
+        microphone = Microphone(about["name"], rate, num_channels, stopped)
         stream = sounddevice.InputStream(
             device=chosen,
             samplerate=rate,

@@ -48,7 +48,7 @@ def wanted(args: argparse.Namespace) -> Wanted:
     form = args.format or ("txt" if args.out else None)
     style = CaptionStyle(args.caption_columns, args.caption_lines, args.caption_seconds, args.pause)
     raw = None if args.raw is None else RawFormat.parse(args.raw)
-    jobs = plan(args.audio, args.out, form, args.overwrite)
+    jobs = plan(args.audio, args.out, form, args.overwrite, raw is not None)
     if form in ("srt", "vtt") and args.out is None and (len(jobs) > 1 or args.split_channels):
         raise ValueError(f"several {form} files cannot be printed one after another: give --out DIR")
     return Wanted(jobs, form, channel, args.split_channels, raw, style)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -83,7 +84,7 @@ def listen(
     streaming = recognizer.streaming(context, search=options, endpointing=Endpointing.sherpa())
     streaming.warm_up(1)
     stream, screen, one = streaming.create_stream(), Screen(sys.stdout), parse_channel(channel)
-    with open_microphone(device) as microphone:
+    with _first_interrupt() as stopped, open_microphone(device, stopped) as microphone:
         about = f"{microphone.name}, {microphone.sample_rate} Hz"
         print(f"listening to {about}; Ctrl-C ends it", file=sys.stderr, flush=True)
         check_channel(one, microphone.num_channels)
@@ -92,26 +93,26 @@ def listen(
         )
 
         blocks = one_channel(microphone.blocks(), mixed)
-        with _first_interrupt(microphone.stop):
-            for heard in play(streaming, stream, blocks, microphone.sample_rate, BLOCK_SECONDS):
-                found = words_so_far(streaming, stream)
-                if heard.is_final:
-                    screen.end(found.settled + found.open)
-                else:
-                    screen.show(found)
+        for heard in play(streaming, stream, blocks, microphone.sample_rate, BLOCK_SECONDS):
+            found = words_so_far(streaming, stream)
+            if heard.is_final:
+                screen.end(found.settled + found.open)
+            else:
+                screen.show(found)
     return 0
 
 
 @contextmanager
-def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`, another ends the program."""
+def _first_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; another ends the program."""
+    stopped = threading.Event()
 
     def once(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
-        stop()
+        stopped.set()
 
     before = signal.signal(signal.SIGINT, once)
     try:
-        yield
+        yield stopped
     finally:
         signal.signal(signal.SIGINT, before)

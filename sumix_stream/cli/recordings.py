@@ -42,7 +42,9 @@ class Wanted:
     style: CaptionStyle
 
 
-def plan(paths: Sequence[Path], out: Path | None, form: str | None, overwrite: bool = False) -> list[Job]:
+def plan(
+    paths: Sequence[Path], out: Path | None, form: str | None, overwrite: bool = False, headerless: bool = False
+) -> list[Job]:
     """The recordings of files and folders. Names of transcripts: `OUT/NAME.FORMAT`, for recordings in a folder with the
     path below it; where two would have one name, both keep the ending of theirs: `OUT/NAME.wav.FORMAT`.
 
@@ -52,7 +54,7 @@ def plan(paths: Sequence[Path], out: Path | None, form: str | None, overwrite: b
     found: list[tuple[Path, Path]] = []  # recording, name
     for path in paths:
         if path.is_dir():
-            found += [(file, file.relative_to(path)) for file in audio_files(path)]
+            found += [(file, file.relative_to(path)) for file in audio_files(path, headerless)]
         else:
             found.append((path, Path("stdin" if _is_standard_input(path) else path.name)))
     if out is None:

@@ -49,6 +49,8 @@ def arguments() -> argparse.Namespace:
     given = bool(args.audio), bool(args.cuts), args.microphone is not None
     if sum(given) != 1 or (args.long_form and not args.cuts):
         parser.error("give either audio files or --cuts (which --long-form needs) or --microphone, one of them")
+    if args.check_exactness and not args.audio:
+        parser.error("--check-exactness needs audio files")
     if args.microphone is not None and (args.format or args.out):
         parser.error("--format and --out are for recordings: --microphone prints what it hears")
     if args.commit_every is not None and (args.long_form or not args.cuts):

@@ -26,7 +26,7 @@ from sumix_stream.streaming.stream import Stream, StreamingRecognizer
 from sumix_stream.timebase import Timebase
 from sumix_stream.tokenizer import PieceTokenizer, Tokenizer
 
-Audio = str | os.PathLike | tuple[np.ndarray, int]
+Audio = str | os.PathLike | bytes | tuple[np.ndarray, int]
 Chunk = str | int | ChunkContext
 WHOLE = ("full", None)  # chunk and left context of a whole utterance
 
@@ -140,7 +140,8 @@ class Recognizer:
         *,
         search: SearchOptions = GREEDY,
     ) -> Hypothesis:
-        """Recognise a whole utterance: a file's path, or samples (S,) and their rate in Hz.
+        """Recognise a whole utterance: a file's path or its bytes (see `read_audio`), or samples (S,) and their
+        rate in Hz.
 
         Args:
             context: what each frame may see, the whole utterance by default. Any chunk size gives what `stream` of

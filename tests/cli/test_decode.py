@@ -340,7 +340,7 @@ def test_words_files_and_folders_in_every_format(door, exp, tmp_path):
     assert code == 2 and "is there already: --overwrite replaces it" in err
     assert door("decode", folder, "--format", "txt", "--out", tmp_path / "decode" / "txt", "--overwrite")[0] == 0
     assert (folder / "notes.txt").read_text() == "kept"
-    code, printed, _ = door("decode", folder, "--format", "tsv")
+    code, printed, _ = door("decode", folder, "--format", "tsv", "--chunk", "8")
     assert printed.count("confidence") == 1 and printed.count(str(folder / "a.wav")) == len(rows) - 1
 
 
