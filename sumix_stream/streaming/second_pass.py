@@ -47,7 +47,7 @@ class SecondPass:
     """
 
     max_seconds: float = 30.0
-    overlap_seconds: float = 1.0
+    overlap_seconds: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.max_seconds <= LONGEST:
