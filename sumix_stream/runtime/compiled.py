@@ -41,6 +41,7 @@ class CompiledRuntime:
         self.weights = self.source = weights
         self.context, self.frame_dim = context, weights.config.encoder.dim
         self.blank_id, self.vocab_size, self.timebase = weights.blank_id, weights.vocab_size, weights.timebase
+        self.pause: Callable[[], None] | None = None  # called before each layer, of a step that should give way
         self._window, self._rows = chunk_frames(self.timebase, context), Rows(_state(weights, context))
         self._at = {name: start // 4 for name, start in self._rows.starts.items()}  # in numbers of a row
 
@@ -57,6 +58,13 @@ class CompiledRuntime:
         layers = range(self.weights.config.encoder.num_layers)
         places = np.array([[self._at[f"layers.{layer}.{name}"] for name in names] for layer in layers], np.int64)
         return places, sums, compensation > 0, *self._packed.layers
+
+    def _layer(self, number: int) -> tuple:
+        """The same of one layer."""
+        places, kept, unlimited, weights, biases, parts, pair_width, *others = self._layers
+        own = slice(number, number + 1)
+        of_all = places[own], kept, unlimited, weights[own], biases[own], parts, pair_width
+        return *of_all, *(part[own] for part in others)
 
     @classmethod
     def can_run(cls, model: Any, context: ChunkContext) -> str | None:
@@ -124,7 +132,13 @@ class CompiledRuntime:
         past_at = self._at["subsampling.feats"], self._at["subsampling.hidden"]
         states = before, after, *past_at
         kernels.step_front_end(feats, lengths, mean, scale, *states, *convolution, *end, out_lengths, rows)
-        kernels.step_layers(rows, out_lengths, num_frames, before, after, *self._layers)
+        given = rows, out_lengths, num_frames, before, after
+        if self.pause is None:
+            kernels.step_layers(*given, *self._layers)
+        else:
+            for layer in range(self.weights.config.encoder.num_layers):
+                self.pause()
+                kernels.step_layers(*given, *self._layer(layer))
         out[:] = rows[: B * num_frames, :dim].reshape(out.shape)
 
     def nbytes(self, state: np.ndarray) -> int:

@@ -115,8 +115,12 @@ class Engine:
             for session in sessions:
                 del self._due[session]
         if sessions:
+            self.second_passes.chunks_rest.clear()
             self._round(sessions)
-        return bool(self._due)
+        more = bool(self._due)
+        if not more:
+            self.second_passes.chunks_rest.set()
+        return more
 
     def _heard_again(self) -> None:
         """In the thread of second passes."""

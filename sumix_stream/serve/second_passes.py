@@ -1,13 +1,12 @@
-"""Second passes of an engine's streams, in a thread of lower priority: they take the time that chunks leave.
+"""Second passes of an engine's streams, in a thread of their own that gives way to chunks.
 
-What is computed there releases Python's lock, so that chunks do not wait for it.
+What is computed there releases Python's lock, and is done layer by layer where the runtime can: before each the thread
+waits until no chunk is being recognised, but not for ever. A lower priority would not do: where other programs share
+the cores the thread would stand still, and so would the streams whose results it has.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 from sumix_stream.streaming.second_pass import Final, Segment
 
-_NICENESS = 10  # more than the engine's
+_PATIENCE = 0.05  # seconds that a piece waits for a moment without chunks
 Owner = TypeVar("Owner")
 
 
@@ -28,6 +27,8 @@ class SecondPasses:
     """
 
     def __init__(self, notify: Callable[[], None]) -> None:
+        self.chunks_rest = threading.Event()  # while it is set, there is time
+        self.chunks_rest.set()
         self._notify = notify
         self._pool: ThreadPoolExecutor | None = None
         self._done: deque[tuple] = deque()
@@ -35,7 +36,7 @@ class SecondPasses:
     def submit(self, segment: Segment, owner: Owner) -> None:
         """Hear a segment again; `done` gives it back with its owner."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "second-pass", _be_nice)
+            self._pool = ThreadPoolExecutor(1, "second-pass")
         self._pool.submit(self._run, segment, owner)
 
     def done(self) -> list[tuple[Owner, Final | Exception]]:
@@ -56,15 +57,8 @@ class SecondPasses:
 
     def _run(self, segment: Segment, owner: Owner) -> None:
         try:
-            result: Final | Exception = segment.final()
+            result: Final | Exception = segment.final(lambda: self.chunks_rest.wait(_PATIENCE))
         except Exception as fault:
             result = fault
         self._done.append((owner, result))
         self._notify()
-
-
-def _be_nice() -> None:
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        with contextlib.suppress(OSError):
-            own = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + _NICENESS)

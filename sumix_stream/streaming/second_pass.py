@@ -47,7 +47,7 @@ class SecondPass:
     """
 
     max_seconds: float = 30.0
-    overlap_seconds: float = 1.0
+    overlap_seconds: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.max_seconds <= LONGEST:
@@ -204,12 +204,13 @@ class Segment:
         """Feature frames that are to be heard again."""
         return 0 if self._feats is None else len(self._feats)
 
-    def final(self) -> Final:
-        """What it said; the work of the second pass is done here."""
+    def final(self, pause: Callable[[], None] | None = None) -> Final:
+        """What it said; the work of the second pass is done here. `pause`: called between the pieces of it, where the
+        runtime has pieces, and before."""
         streaming, before = Emissions(*self.streamed[0][:3]), self._sent.until(self.number)
         results = self.streamed
         if self._feats is not None:
-            found = self._again.decode(self._feats, self._first, self.hotwords)
+            found = self._again.decode(self._feats, self._first, self.hotwords, pause)
             if self._is_open:
                 end = self._first + -(-len(self._feats) // self._again.step)
                 found = [self._again.without_open_word(one, end) for one in found]
@@ -233,11 +234,17 @@ class Again:
         self.step = runtime.timebase.subsampling
         self._seconds = runtime.timebase.encoder_frame_seconds
 
-    def decode(self, feats: np.ndarray, first: int, hotwords: Hotwords | None) -> NBest:
+    def decode(
+        self, feats: np.ndarray, first: int, hotwords: Hotwords | None, pause: Callable[[], None] | None = None
+    ) -> NBest:
         """Features (F, 80) that begin at encoder frame `first` of their stream; what was said, best first."""
         if not len(feats):
             return [Scored([], [], [], 0.0)]
         runtime, lengths = self.runtime, np.array([len(feats)])
+        if hasattr(runtime, "pause"):
+            runtime.pause = pause
+        elif pause is not None:
+            pause()
         frames, _ = runtime.encode(feats[None], lengths, [runtime.fresh_state()], np.array([True]))
         lengths = runtime.timebase.num_encoder_frames(lengths)
         if self.options.method == "greedy":

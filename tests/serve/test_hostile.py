@@ -92,7 +92,7 @@ def test_every_fault_has_its_code_and_a_healthy_stream_beside_it_is_exact():
 
 
 def test_commits_without_end_hold_nobody_up():
-    """Each asks for a second pass over a second of audio; those of others are served meanwhile."""
+    """Each asks for a second pass; those of others are served meanwhile."""
 
     async def test():
         async with serving() as (_, port):

@@ -4,10 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import needs_numba
 from talkative import LetterTokenizer, sound, talkative_model
 
 from sumix_stream.context import ChunkContext
+from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.registry import make_runtime
+from sumix_stream.runtime.weights import Weights
 from sumix_stream.search.beam import Scored
 from sumix_stream.search.greedy import Emissions
 from sumix_stream.search.hotwords import Hotwords
@@ -204,6 +207,20 @@ def test_no_word_is_lost_or_doubled_over_random_cuts(seed):
         found += new.tokens
         last = cut
     assert found == [token for token, _, _ in spoken]
+
+
+@needs_numba
+def test_in_pieces_it_is_the_same_bit_by_bit():
+    from sumix_stream.runtime.compiled import CompiledRuntime
+
+    weights, calls = Weights.of(talkative_model()), []
+    runtimes = [CompiledRuntime(weights, ChunkContext.full()) for _ in range(2)]
+    runtimes[1].pause = lambda: calls.append(1)
+    feats, final = whole_fbank(sound(5.03, seed=2))[None], np.array([True])
+    given = feats, np.array([feats.shape[1]])
+    whole, pieces = (runtime.encode(*given, [runtime.fresh_state()], final)[0] for runtime in runtimes)
+    np.testing.assert_array_equal(whole, pieces)
+    assert len(calls) == weights.config.encoder.num_layers
 
 
 def test_settings_are_checked():
