@@ -77,6 +77,22 @@ def test_numbers_that_are_none_and_ends(cpu, bf16):
     assert torch.equal(out[5:, 0].double(), expected[3:])
 
 
+@pytest.mark.parametrize(("n", "K", "N"), SIZES)
+def test_add_products(cpu, n, K, N):
+    """Sums over rows, of what is in panels and of what is not; what fills up the arrays reaches nobody."""
+    from sumix_kernels.cpu.products import add_products
+
+    x, y, before = torch.randn(n, K), torch.randn(n, N), torch.randn(N, K)
+    inputs = torch.full((n, cpu.filled_up(K, cpu.WIDTH)), float("nan"))
+    grads = torch.full((n + 1, cpu.filled_up(N, cpu.ROWS)), float("nan"))
+    inputs[:, :K], grads[:n, :N] = x, y
+    panels = np.ascontiguousarray(inputs.numpy().reshape(n, -1, cpu.WIDTH).swapaxes(0, 1))
+    out = torch.full((grads.shape[1], inputs.shape[1]), 7.0)
+    out[:N, :K] = before
+    add_products(grads.numpy(), n, panels, np.zeros(cpu.WIDTH, np.float32), out.numpy())
+    assert_close_as(out[:N, :K], before.double() + y.double().T @ x.double(), torch.float32)
+
+
 @pytest.mark.parametrize(("bins", "channels", "num_outputs"), [(5, 5, 3), (12, 32, 6), (40, 64, 20)])
 def test_convolve_rows(cpu, bins, channels, num_outputs):
     """One output frame of a convolution of 3 by 3 with stride 2 over bins, images padded by a bin on either side."""
