@@ -18,6 +18,7 @@ from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory
 TICK_SECONDS = 1.0  # between two questions whether a worker still answers
 RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS; then it counts as failed
 _STOP_SECONDS = 5.0
+_SEND_SECONDS = 1.0  # that a thread which sends takes at most to notice that nobody reads any more
 _SOUND_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds before a start that follows a failed one; doubled each time
 _LATE_SECONDS = 5  # without an answer: such a worker gets no new streams, and /health says so
@@ -93,12 +94,11 @@ class WorkerProcess:
             if not self.alive:
                 return
             self._silent += TICK_SECONDS
-            overdue = self._silent > self._patience
-            if not overdue:
+            if self._silent > self._patience:
+                log_event(_log, "worker answers nothing", logging.ERROR, pid=self.pid, seconds=self._silent)
+                self._kill()  # within the lock: until it is known to have ended, the number is its own
+            else:
                 self.ask()
-        if overdue:
-            log_event(_log, "worker answers nothing", logging.ERROR, pid=self.pid, seconds=self._silent)
-            self._kill()
 
     def ask_to_stop(self) -> None:
         with self.lock:
@@ -130,7 +130,8 @@ class WorkerProcess:
             raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
         with self.lock:
             self._silent, self.alive = 0.0, True
-        threading.Thread(target=_send_all, args=(self._outgoing, self._pipe), daemon=True).start()
+        self._sender = threading.Thread(target=_send_all, args=(self._outgoing, self._pipe), daemon=True)
+        self._sender.start()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -157,7 +158,9 @@ class WorkerProcess:
             self.alive = False
             self._outgoing.put(None)
         streams = self.lost()
-        self._pipe.close()
+        self._sender.join(_SEND_SECONDS)
+        if not self._sender.is_alive():
+            self._pipe.close()
         exit_code = self.factory.reap(self.pid)
         self._failures = 0 if time.monotonic() - self._began > _SOUND_SECONDS else self._failures + 1
         if not self._stopping.is_set():
