@@ -68,10 +68,10 @@ def test_the_document_names_what_there_is():
         assert name in text
     described = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
     kinds = {"ready", "partial", "progress", "final", "done", "error"}
-    codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "internal", "going_away"}
+    codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "quota", "internal", "going_away"}
     assert described == kinds | codes | {"code"}, "code: the header of the second table"
     for code, close in re.findall(r"^\| `(\w+)` \| (\d{4}) \|", text, re.M):
-        expected = {"too_long": 1008, "idle": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
+        expected = {"too_long": 1008, "idle": 1008, "quota": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
         assert int(close) == expected, code
 
 
