@@ -32,10 +32,11 @@ def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
 
 @asynccontextmanager
 async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
-    """(server, port); `limits` as of Limits, but for the token, TLS and workers. Nothing may be left when it ends."""
-    given = {name: limits.pop(name) for name in ("token", "tls", "workers") if name in limits}
+    """(server, port); `limits` as of Limits, but for the server's own options. Nothing may be left when it ends."""
+    given = {name: limits.pop(name) for name in ("token", "access", "base_path", "tls", "workers") if name in limits}
     spawn = Spawn(make_recognizer, given["workers"]) if given.get("workers", 1) > 1 else None
-    server = Server(recognizer or make_recognizer(), Limits(**limits), spawn=spawn, token=given.get("token"))
+    options = {name: given[name] for name in ("token", "access", "base_path") if name in given}
+    server = Server(recognizer or make_recognizer(), Limits(**limits), spawn=spawn, **options)
     sock = socket.create_server(("127.0.0.1", 0))
     if send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -129,3 +130,14 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it never came to that")
+
+
+async def http(port: int, path: str, *headers: str) -> tuple[int, dict[str, str], str]:
+    """A plain request: status, headers and body of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
+    writer.write("\r\n".join(lines).encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    status, *fields = head.decode().split("\r\n")
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in fields), body.decode()

@@ -33,7 +33,14 @@ def arguments() -> argparse.Namespace:
     add("--max-bytes", default=1 << 31, type=int, help="bytes of audio a stream; default 2 GiB")
     add("--idle-seconds", default=30.0, type=float, help="seconds without audio that end a stream; default 30")
     add("--drain-seconds", default=30.0, type=float, help="seconds that open streams have after SIGTERM; default 30")
+    add("--streams-per-client", type=int, help="streams at a time from one address (IPv6: one /64); default all")
     add("--token", help="who streams must show it; better in the environment, as SUMIX_SERVE_TOKEN")
+    add("--tokens", type=Path, metavar="FILE", help="YAML list of tokens: name, token, streams, seconds_a_day")
+    sites = "sites whose pages may stream too: https://app.example, https://*.example, or * for all"
+    add("--allow-origin", default=[], nargs="+", metavar="ORIGIN", help=sites)
+    proxies = "addresses or networks whose X-Forwarded-For and X-Forwarded-Host are believed"
+    add("--trusted-proxies", default=[], nargs="+", metavar="NETWORK", help=proxies)
+    add("--base-path", default="", metavar="/PATH", help="below which the server's paths are, where a proxy keeps it")
     add("--tls-cert", type=Path, help="certificate chain (PEM); browsers give a microphone only to https or localhost")
     add("--tls-key", type=Path, help="its private key (PEM)")
     add("--log-text", action="store_true", help="put recognised text into the log")
@@ -45,9 +52,24 @@ def main(args: argparse.Namespace) -> int:
     from sumix_stream.serve import commands
     from sumix_stream.serve.limits import Limits
 
-    limits = Limits(args.max_streams, args.max_seconds, args.max_bytes, args.idle_seconds, args.drain_seconds)
+    limits = Limits(
+        args.max_streams,
+        args.max_seconds,
+        args.max_bytes,
+        args.idle_seconds,
+        args.drain_seconds,
+        streams_per_client=args.streams_per_client,
+    )
+    access = commands.make_access(
+        args.token,
+        args.tokens,
+        origins=args.allow_origin,
+        streams_per_client=args.streams_per_client,
+        trusted_proxies=args.trusted_proxies,
+    )
     tls = commands.tls_context(args.tls_cert, args.tls_key)
-    options = {"token": args.token, "tls": tls, "log_text": args.log_text, "workers": args.workers}
+    options = {"access": access, "base_path": args.base_path, "tls": tls, "log_text": args.log_text}
+    options["workers"] = args.workers
     return commands.run(partial(search_options.streaming_recognizer, args), args.host, args.port, limits, **options)
 
 

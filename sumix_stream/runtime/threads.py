@@ -3,17 +3,19 @@
 import os
 import sys
 
+from sumix_stream.runtime.cpus import available_cpus
+
 _threads = 0  # none set
 
 
 def get_num_threads() -> int:
-    """As set, else as OMP_NUM_THREADS says, else the processors that this process may use."""
+    """As set, else as OMP_NUM_THREADS says, else the processors that this process and its container may use."""
     if _threads:
         return _threads
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given):
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cpus()
 
 
 def set_num_threads(count: int) -> None:

@@ -2,15 +2,17 @@
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sumix_stream.serve import pacing
+from sumix_stream.serve.access import ANYBODY, Access, Account, Origins, read_networks, read_tokens
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
 from sumix_stream.serve.server import Server
@@ -21,6 +23,7 @@ TOKEN_VARIABLE = "SUMIX_SERVE_TOKEN"
 _SWITCH_SECONDS = (
     0.0005  # that a thread may run Python while others wait: recognition comes back for each small product
 )
+_LOOK_SECONDS = 0.5  # between two looks whether anything still recognises
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,38 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     return context
 
 
+def make_access(
+    token: str | None,
+    tokens: Path | None = None,
+    *,
+    origins: Sequence[str] = (),
+    streams_per_client: int | None = None,
+    trusted_proxies: Sequence[str] = (),
+) -> Access:
+    """Who may stream, of the command's options. Raises ValueError naming the option and what is wrong with it.
+
+    Args:
+        token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set. An empty one is refused: it
+            would open the server to everybody.
+        tokens: a file as `access.read_tokens` reads it; with `token`, both are taken.
+    """
+    named = "--token" if token is not None else TOKEN_VARIABLE
+    token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+    if token is not None and not token.strip():
+        raise ValueError(f"{named} is empty: give a token, or leave it out to let everybody stream")
+    accounts = [] if token is None else [Account(ANYBODY, token)]
+    if tokens is not None:
+        accounts += read_tokens(tokens)
+    return Access(accounts, Origins(origins), streams_per_client, read_networks(trusted_proxies))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def run(
     make: Callable[[], StreamingRecognizer],
     host: str,
@@ -46,7 +81,8 @@ def run(
     limits: Limits,
     *,
     workers: int | None = None,
-    token: str | None = None,
+    access: Access | None = None,
+    base_path: str = "",
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
 ) -> int:
@@ -54,15 +90,17 @@ def run(
 
     make: makes the recogniser; with several workers each process calls it, so it must be picklable.
     workers: processes that recognise (of one: a thread); None = `workers.default_workers`.
-    token: None = that of the environment variable SUMIX_SERVE_TOKEN, if it is set.
+    access: who may stream; None = everybody.
     """
     set_up()
+    access = access or Access()
+    if not access.accounts and not _is_loopback(host):
+        log_event(_log, "no token: everybody who reaches this address may stream", logging.WARNING, host=host)
     recognizer = make()
     sys.setswitchinterval(_SWITCH_SECONDS)
-    token = token or os.environ.get(TOKEN_VARIABLE) or None
     workers = default_workers(recognizer) if workers is None else workers
     spawn = None if workers == 1 else Spawn(make, workers)
-    server = Server(recognizer, limits, spawn=spawn, token=token, log_text=log_text)
+    server = Server(recognizer, limits, spawn=spawn, access=access, base_path=base_path, log_text=log_text)
     return pacing.run(_serve(server, host, port, tls))
 
 
@@ -87,9 +125,22 @@ async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | Non
         context=str(recognizer.context),
         latency_seconds=round(recognizer.timebase.chunk_latency_seconds(recognizer.context.chunk_size), 4),
         max_streams=server.limits.max_streams,
+        workers=server.num_workers,
         runtime=recognizer.runtime.name,
         device=recognizer.runtime.device,
     )
-    await stopping.wait()
-    await server.stop()
-    return 0
+    waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(_until_failed(server))]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if stopping.is_set():
+        await server.stop()
+        return 0
+    log_event(_log, "nothing recognises any more; ending, so that the supervisor begins again", logging.ERROR)
+    await server.stop(drain_seconds=0.0)
+    return 1
+
+
+async def _until_failed(server: Server) -> None:
+    while not server.has_failed:
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -21,6 +21,8 @@ from sumix_stream.serve.turns import Turns
 from sumix_stream.streaming.second_pass import Final, Segment
 from sumix_stream.streaming.stream import StreamingRecognizer
 
+_LATE_SECONDS = 5.0  # of one turn, after which /health says that nothing is recognised
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +45,7 @@ class Engine:
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._stopping = False
+        self._turn_began: float | None = None
         self._sessions: set[Session] = set()
         self._due: dict[Session, None] = {}  # in order: those that may have something to be done, as a rule few
         self._thread = threading.Thread(target=self._run, name="recognition", daemon=True)
@@ -93,10 +96,18 @@ class Engine:
     def num_sessions(self) -> int:
         return len(self._sessions)
 
+    num_workers = 1
+
     @property
-    def alive(self) -> bool:
-        """Whether it recognises."""
-        return self._thread.is_alive()
+    def num_responsive(self) -> int:
+        """1 while it recognises and no step has taken far too long, else 0."""
+        began = self._turn_began
+        return int(self._thread.is_alive() and (began is None or time.monotonic() - began < _LATE_SECONDS))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the thread has ended though nobody asked for it."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stopping
 
     def _run(self) -> None:
         while True:
@@ -104,7 +115,9 @@ class Engine:
                 self._wake.wait_for(lambda: self._due or self._stopping or self.second_passes.any_done)
                 if self._stopping:
                     return
+            self._turn_began = time.monotonic()
             self.turn()
+            self._turn_began = None
 
     def turn(self) -> bool:
         """One round, if anything is to be done; whether more is. Of an engine without a thread, in its owner's."""

@@ -3,14 +3,14 @@
 import base64
 import functools
 import hashlib
-import hmac
 import re
 from http import HTTPStatus
 from importlib import resources
-from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
+
+from sumix_stream.serve.access import Asked, Refusal
 
 _BASE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -63,14 +63,19 @@ def is_upgrade(request: Request) -> bool:
     return any(value.lower() == "websocket" for value in request.headers.get_all("Upgrade"))
 
 
-def has_token(request: Request, token: str) -> bool:
-    """Whether a request carries the token: as `Authorization: Bearer`, or as ?token= (browsers cannot set headers)."""
-    given = [value.removeprefix("Bearer ") for value in request.headers.get_all("Authorization")]
-    given += parse_qs(urlsplit(request.path).query).get("token", [])
-    return any(hmac.compare_digest(value.encode(), token.encode()) for value in given)
+def refuse(connection: ServerConnection, refusal: Refusal) -> Response:
+    """The response that says why."""
+    return answer(connection, refusal.status, refusal.text, **refusal.headers)
 
 
-def from_here(request: Request) -> bool:
-    """Whether a request comes from no browser or from this server's own page: another site's page may not use it."""
-    origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
-    return not origins or [urlsplit(origin).netloc for origin in origins] == hosts
+def asked(connection: ServerConnection, request: Request) -> Asked:
+    """What access is decided by."""
+    peer = connection.transport.get_extra_info("peername")
+    address = peer[0] if isinstance(peer, tuple) else ""
+    return Asked(request.path, request.headers.get_all, address)
+
+
+def path_below(base: str, path: str) -> str:
+    """A request's path without the one that the server's are below; a proxy may have taken it away already."""
+    path = path.partition("?")[0]
+    return path[len(base) :] or "/" if base and (path + "/").startswith(base + "/") else path

@@ -18,11 +18,20 @@ class Limits:
     send_seconds: float = 10.0  # a message may wait for a slow reader
     max_unsent: int = 256  # final results that may wait for a slow reader
     pending_seconds: float = 5.0  # audio read beyond the next chunk, then the sender is paused
+    least_rate: float = 0.02  # seconds of audio a second that keep a connection from being idle
+    frames_per_second: int = 1_000  # frames that are read of a connection; tiny ones and pings count as four
+    max_request_bytes: int = 16_384  # of an HTTP request's head
+    max_waiting: int = 512  # connections that do not stream (yet); one more, and the oldest of them is closed
+    streams_per_client: int | None = None  # at a time from one address (IPv6: one /64); None = max_streams
+    unresponsive_seconds: float = 20.0  # after which a worker process that answers nothing is ended and begun again
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, int) and not isinstance(value, int):
+            if value is None and field.default is None:
+                continue
+            whole = isinstance(field.default, int) or field.default is None
+            if whole and not isinstance(value, int):
                 raise ValueError(f"{field.name} must be a whole number, got {value!r}")
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be finite and above 0, got {value}")

@@ -31,10 +31,12 @@ def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **v
 
 
 def set_up() -> None:
-    """Send the records of this package to standard error. The websocket library logs its clients' faults: left out."""
+    """Send the records of this package to standard error. What the websocket library and asyncio say of clients that
+    break the rules or have gone is left out: it would be theirs to say how long the log is."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name, level in (("sumix_stream", logging.INFO), ("websockets", logging.CRITICAL)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -16,6 +16,8 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.streams = Gauge("sumix_streams", "Streams open now", registry=registry)
         self.max_streams = Gauge("sumix_max_streams", "Streams allowed at a time", registry=registry)
+        self.connections = Gauge("sumix_connections", "Connections open now, streaming or not", registry=registry)
+        self.workers = Gauge("sumix_workers_responsive", "Workers that recognise and answer", registry=registry)
         self.opened = Counter("sumix_streams_opened", "Streams accepted", registry=registry)
         self.refused = Counter("sumix_refused", "Streams refused before the upgrade", ["reason"], registry=registry)
         self.errors = Counter("sumix_errors", "Streams ended with an error", ["code"], registry=registry)

@@ -24,6 +24,7 @@ from sumix_stream.serve.options import DEFAULTS, Offer, StreamOptions
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import AudioFormat, ProtocolError
 from sumix_stream.serve.session import Session
+from sumix_stream.serve.sniffing import compressed
 
 _log = logging.getLogger(__name__)
 _WHOLE_BINARY = b"\x82"  # the first byte of a frame: the only one of its message, and binary
@@ -111,6 +112,7 @@ class Client:
         limits: of `Limits`, those of time, bytes and waiting audio.
         open_session: a session for audio of a rate (Hz) that reports to a function, with options.
         offer: what options there are.
+        spend: counts seconds of audio; whether the client may have them.
     """
 
     def __init__(
@@ -124,11 +126,12 @@ class Client:
         metrics: Metrics,
         open_session: Callable[[int, Callable[[list[Event]], None], StreamOptions], Session],
         offer: Offer,
+        spend: Callable[[float], bool] = lambda seconds: True,
     ) -> None:
         self.session: Session | None = None
         self.num_bytes = 0
         self._connection, self._outbox, self._mailbox, self._name = connection, outbox, mailbox, name
-        self._limits, self._metrics, self._open_session = limits, metrics, open_session
+        self._limits, self._metrics, self._open_session, self._spend = limits, metrics, open_session, spend
         self._offer, self._options = offer, DEFAULTS
         self._most_pending = offer.latency_seconds(DEFAULTS) + limits.pending_seconds
         self._audio = AudioFormat()
@@ -136,8 +139,8 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._audio_accepted = asyncio.Event()
         self._audio_accepted.set()
-        self._last_audio = self._loop.time()
-        self._deadline = self._last_audio + limits.max_seconds
+        self._idle_at = self._loop.time() + limits.idle_seconds
+        self._deadline = self._loop.time() + limits.max_seconds
         self._over = False  # a fault was found: nothing more is of use
 
     async def read(self) -> None:
@@ -174,15 +177,15 @@ class Client:
         if self._over:
             return
         if not (self._audio_accepted.is_set() and self._has_room()):
-            self._last_audio = now  # it is we who do not read
+            self._idle_at = now + limits.idle_seconds  # it is we who do not read
         if now >= self._deadline:
             text = f"a stream may last at most {limits.max_seconds:g} seconds"
             self._end_with(ProtocolError("too_long", text, protocol.POLICY))
-        elif now >= self._last_audio + limits.idle_seconds:
-            text = f"no audio for {limits.idle_seconds:g} seconds"
+        elif now >= self._idle_at:
+            text = f"no audio for {limits.idle_seconds:g} seconds, or less than {limits.least_rate:.0%} of the time"
             self._end_after_last_words(ProtocolError("idle", text, protocol.POLICY))
         else:
-            due = min(self._deadline, self._last_audio + limits.idle_seconds)
+            due = min(self._deadline, self._idle_at)
             self._timer = self._loop.call_at(due, self._watch)
 
     def _fail(self) -> None:
@@ -247,7 +250,7 @@ class Client:
         if kind == "start":
             self._start(content)
         elif kind == "keepalive":
-            self._last_audio = self._loop.time()
+            self._idle_at = self._loop.time() + self._limits.idle_seconds
         elif not self._open(self._audio).commit():
             fault = "too many commits wait for their results: wait for some first"
             raise ProtocolError("bad_message", fault, protocol.BAD_MESSAGE)
@@ -264,6 +267,8 @@ class Client:
         self._open(self._audio)
 
     def _take_audio(self, message: bytes) -> None:
+        if not self.num_bytes and (found := compressed(message)):
+            raise ProtocolError("bad_audio", found, protocol.BAD_MESSAGE)
         samples, limits = self._audio.samples(message), self._limits
         self.num_bytes += len(message)
         self._num_samples += len(samples)
@@ -271,7 +276,10 @@ class Client:
             allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
             raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
         if len(samples):
-            self._last_audio = self._loop.time()
+            seconds, now = len(samples) / self._audio.sample_rate, self._loop.time()
+            self._idle_at = min(now + limits.idle_seconds, self._idle_at + seconds / limits.least_rate)
+            if not self._spend(seconds):
+                raise ProtocolError("quota", "the day's seconds of audio of this token are used up", protocol.POLICY)
             (self.session or self._open(self._audio)).push(samples)
 
     def _open(self, audio: AudioFormat) -> Session:
@@ -290,7 +298,7 @@ class Client:
         while not self._has_room():
             self._audio_accepted.clear()
             await self._audio_accepted.wait()
-        self._last_audio = self._loop.time()
+        self._idle_at = self._loop.time() + self._limits.idle_seconds
 
     def _report(self, events: list[Event]) -> None:
         """From the engine's thread."""

@@ -16,15 +16,18 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sumix_stream.serve import http, protocol
+from sumix_stream.serve.access import ANYBODY, Access, Account, Grant, Refusal, unauthorised
+from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
 from sumix_stream.serve.events import Event, EventKind
+from sumix_stream.serve.guard import GuardedConnection
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import Offer
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
-from sumix_stream.serve.reading import Client, DirectConnection, Mailbox, last_words
+from sumix_stream.serve.reading import Client, Mailbox, last_words
 from sumix_stream.serve.workers import Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -42,7 +45,11 @@ class Server:
         limits: what is allowed.
         spawn: processes that recognise, with recognisers like this one; None = a thread does.
         token: who streams or reads metrics must show it; None = everybody may.
+        access: who may stream, instead of `token`.
+        base_path: below which its paths are, such as /asr; a proxy may take it away.
         log_text: put recognised text into the log.
+
+    Raises ValueError for an empty token, and for more streams than the process may have open files.
     """
 
     def __init__(
@@ -52,20 +59,31 @@ class Server:
         *,
         spawn: Spawn | None = None,
         token: str | None = None,
+        access: Access | None = None,
+        base_path: str = "",
         log_text: bool = False,
     ) -> None:
-        self.recognizer, self.limits = recognizer, limits or Limits()
+        self.recognizer, self.limits = recognizer, within_open_files(limits or Limits())
+        if token is not None:
+            access = Access([Account(ANYBODY, token)], streams_per_client=self.limits.streams_per_client)
+        self.access = access or Access(streams_per_client=self.limits.streams_per_client)
+        self._base_path = "/" + base_path.strip("/") if base_path.strip("/") else ""
         self.metrics = Metrics()
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
-        self._token, self._log_text = token, log_text
+        self._log_text = log_text
         self._engine: Engine | Workers = (
-            Engine(recognizer, self.metrics) if spawn is None else Workers(recognizer, spawn, self.metrics)
+            Engine(recognizer, self.metrics)
+            if spawn is None
+            else Workers(recognizer, spawn, self.metrics, self.limits.unresponsive_seconds)
         )
         self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[ServerConnection] = set()
+        self._waiting: dict[ServerConnection, None] = {}  # that do not stream, oldest first
         self._outboxes: set[Outbox] = set()
         self._offer = Offer(recognizer)
+        self.metrics.workers.set_function(lambda: self._engine.num_responsive)
+        self.metrics.connections.set_function(lambda: len(self._sockets))
         self._mailbox: Mailbox | None = None
         self._server: WebsocketServer | None = None
 
@@ -102,11 +120,11 @@ class Server:
                 same.listen(_WAITING)
         return self._server.sockets[0].getsockname()[1]
 
-    async def stop(self) -> None:
-        """Refuse new streams, let open ones finish for `drain_seconds`, end what is left, close."""
+    async def stop(self, drain_seconds: float | None = None) -> None:
+        """Refuse new streams, let open ones finish for so long (None = as limited), end what is left, close."""
         self.draining = True
         log_event(_log, "draining", streams=len(self._admitted))
-        deadline = time.monotonic() + self.limits.drain_seconds
+        deadline = time.monotonic() + (self.limits.drain_seconds if drain_seconds is None else drain_seconds)
         while self._admitted and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         fault = ProtocolError("going_away", "the server is shutting down", protocol.GOING_AWAY)
@@ -123,6 +141,24 @@ class Server:
         log_event(_log, "stopped")
 
     @property
+    def health(self) -> str:
+        """ok; degraded while some worker processes do not answer; failed when none does; or draining."""
+        if self.draining:
+            return "draining"
+        answering = self._engine.num_responsive
+        return "failed" if not answering else "ok" if answering == self._engine.num_workers else "degraded"
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that recognise; 1 where a thread does."""
+        return self._engine.num_workers
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing recognises any more, and nothing will."""
+        return self._engine.has_failed
+
+    @property
     def num_streams(self) -> int:
         """Streams open now, those included that are still shaking hands."""
         return len(self._admitted)
@@ -135,58 +171,70 @@ class Server:
     def _connection(self, *arguments: object, **options: object) -> ServerConnection:
         return _Connection(self, *arguments, **options)
 
-    def _made(self, connection: ServerConnection) -> None:
+    def _made(self, connection: _Connection) -> None:
         self._sockets.add(connection)
+        self._waiting[connection] = None
+        if len(self._waiting) > self.limits.max_waiting:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            self.metrics.refused.labels(reason="crowd").inc()
+            oldest.transport.abort()
 
-    def _lost(self, connection: ServerConnection) -> None:
+    def _lost(self, connection: _Connection) -> None:
         self._sockets.discard(connection)
+        self._waiting.pop(connection, None)
+        if connection.grant is not None:
+            connection.grant.close()
         self._admitted.discard(connection)
         self.metrics.streams.set(len(self._admitted))
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """The response to an HTTP request; None lets it stream."""
-        path = request.path.partition("?")[0]
+        path = http.path_below(self._base_path, request.path)
         if path == protocol.PATH and http.is_upgrade(request):
             return self._admit(connection, request)
         if path == "/":
             policy = {"Content_Security_Policy": http.page_policy()}
             return http.answer(connection, HTTPStatus.OK, http.page(), "text/html", **policy)
         if path == "/health":
-            state = "draining" if self.draining else "ok" if self._engine.alive else "failed"
-            status = HTTPStatus.OK if state == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+            state = self.health
+            status = HTTPStatus.OK if state in ("ok", "degraded") else HTTPStatus.SERVICE_UNAVAILABLE
             body = protocol.dump(
                 status=state,
                 streams=len(self._admitted),
                 max_streams=self.limits.max_streams,
+                workers=self._engine.num_workers,
+                workers_ok=self._engine.num_responsive,
             )
             return http.answer(connection, status, body, "application/json")
+        if path == "/live":
+            state = self.health
+            status = HTTPStatus.SERVICE_UNAVAILABLE if state == "failed" else HTTPStatus.OK
+            return http.answer(connection, status, protocol.dump(status=state), "application/json")
         if path == "/metrics":
-            if self._token is not None and not http.has_token(request, self._token):
-                return _unauthorised(connection)
+            if not self.access.is_open_to(http.asked(connection, request)):
+                return http.refuse(connection, unauthorised())
             return http.answer(connection, HTTPStatus.OK, self.metrics.text(), self.metrics.content_type)
         if path == protocol.PATH:
             text = f"this is a websocket: connect to {protocol.PATH} with an Upgrade header\n"
             return http.answer(connection, HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
         return http.answer(connection, HTTPStatus.NOT_FOUND, "nothing is here; the page is at /\n")
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        reason = None
-        if self._token is not None and not http.has_token(request, self._token):
-            reason, response = "token", _unauthorised(connection)
-        elif not http.from_here(request):
-            text = "pages of other sites may not stream to this server\n"
-            reason, response = "origin", http.answer(connection, HTTPStatus.FORBIDDEN, text)
-        elif self.draining:
+    def _admit(self, connection: _Connection, request: Request) -> Response | None:
+        granted = self.access.admit(http.asked(connection, request))
+        if isinstance(granted, Grant) and self.draining:
             text = "draining: this server is shutting down and takes no new streams\n"
-            reason, response = "draining", _unavailable(connection, text)
-        elif len(self._admitted) >= self.limits.max_streams:
+            granted = _unavailable(granted, "draining", text)
+        elif isinstance(granted, Grant) and len(self._admitted) >= self.limits.max_streams:
             text = f"full: all {self.limits.max_streams} streams are taken; try again in a few seconds\n"
-            reason, response = "full", _unavailable(connection, text)
-        if reason is not None:
-            self.metrics.refused.labels(reason=reason).inc()
-            log_event(_log, "refused", reason=reason)
-            return response
+            granted = _unavailable(granted, "full", text)
+        if isinstance(granted, Refusal):
+            self.metrics.refused.labels(reason=granted.reason).inc()
+            log_event(_log, "refused", reason=granted.reason)
+            return http.refuse(connection, granted)
+        connection.grant = granted
         self._admitted.add(connection)
+        self._waiting.pop(connection, None)
         self.metrics.opened.inc()
         self.metrics.streams.set(len(self._admitted))
         return None
@@ -204,11 +252,15 @@ class Server:
             metrics=self.metrics,
             open_session=self._engine.open,
             offer=self._offer,
+            spend=connection.grant.spend,
         )
         self._outboxes.add(outbox)
-        log_event(_log, "opened", stream=name)
+        account = connection.grant.account
+        who = {} if account is None or account.name == ANYBODY else {"token": account.name}
+        log_event(_log, "opened", stream=name, **who)
         outbox.put(Event(EventKind.READY, self._greeting()))
         reader = asyncio.create_task(client.read())
+        connection.opened()
         try:
             reason = await self._write(connection, outbox, name)
         finally:
@@ -242,6 +294,8 @@ class Server:
 
     def _drop(self, connection: _Connection) -> None:
         """End a connection whose reader is too slow: no message would reach it, a close frame neither."""
+        if connection.dropped:
+            return
         connection.dropped = True
         self.metrics.errors.labels(code="slow_reader").inc()
         connection.transport.abort()
@@ -261,13 +315,20 @@ class Server:
         )
 
 
-class _Connection(DirectConnection):
+class _Connection(GuardedConnection):
     """Tells when its socket comes and goes, whether or not a websocket came of it."""
 
     def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
-        self._owner = owner
+        self._owner, self.limits = owner, owner.limits
         self.dropped = False  # its reader was too slow
+        self.grant: Grant | None = None
+
+    def on_slow(self) -> None:
+        self._owner._drop(self)
+
+    def on_large_request(self) -> None:
+        self._owner.metrics.refused.labels(reason="request_size").inc()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -278,10 +339,6 @@ class _Connection(DirectConnection):
         self._owner._lost(self)
 
 
-def _unauthorised(connection: ServerConnection) -> Response:
-    text = "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN\n"
-    return http.answer(connection, HTTPStatus.UNAUTHORIZED, text, WWW_Authenticate="Bearer")
-
-
-def _unavailable(connection: ServerConnection, text: str) -> Response:
-    return http.answer(connection, HTTPStatus.SERVICE_UNAVAILABLE, text, Retry_After="2")
+def _unavailable(granted: Grant, reason: str, text: str) -> Refusal:
+    granted.close()
+    return Refusal(reason, HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry_After": "2"})

@@ -26,6 +26,7 @@ from sumix_stream.streaming.stream import StreamingRecognizer
 START_SECONDS = 120.0
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _log = logging.getLogger(__name__)
+_ANSWER_SECONDS = 20.0  # that a process takes at most to copy itself, or to notice that a copy has ended
 _END_SECONDS = 5.0  # from a closed pipe to the process's end
 RunWorker = Callable[[Connection, StreamingRecognizer], None]
 
@@ -63,8 +64,9 @@ class WorkerFactory:
             try:
                 self._control.send("spawn")
                 reduction.send_handle(self._control, theirs.fileno(), self._process.pid)
-                return ours, self._control.recv()
+                return ours, self._answer()
             except (EOFError, OSError) as fault:
+                ours.close()
                 raise ChildProcessError(f"no worker process could be begun ({fault!r}); see the log") from None
             finally:
                 theirs.close()
@@ -73,8 +75,15 @@ class WorkerFactory:
         """The exit code of a worker that has ended or will at once; None if nobody knows."""
         with self._lock, contextlib.suppress(EOFError, OSError):
             self._control.send(pid)
-            return self._control.recv()
+            return self._answer()
         return None
+
+    def _answer(self) -> int | None:
+        """Of the process, which is ended if it gives none. Raises EOFError or OSError then."""
+        if not self._control.poll(_ANSWER_SECONDS):
+            self._process.kill()
+            self._process.join()
+        return self._control.recv()
 
     def stop(self) -> None:
         """End this process. Workers go on until their pipes are closed."""

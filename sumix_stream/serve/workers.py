@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
-import queue
-import signal
 import threading
-import time
 from collections.abc import Callable
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -22,30 +18,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sumix_stream.runtime.cpus import available_cpus
 from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
 from sumix_stream.serve.chunk_buffer import ChunkBuffer
 from sumix_stream.serve.engine import Engine
 from sumix_stream.serve.events import Event, EventKind, Failed
-from sumix_stream.serve.logs import log_event, set_up
+from sumix_stream.serve.logs import set_up
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import DEFAULTS, StreamOptions
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
 from sumix_stream.serve.session import MOST_COMMITS, Report, Session, missing_samples
+from sumix_stream.serve.supervision import TICK_SECONDS, WorkerProcess
 from sumix_stream.serve.waiting import Waiting
-from sumix_stream.serve.worker_factory import START_SECONDS, WorkerFactory, can_be_copied
+from sumix_stream.serve.worker_factory import WorkerFactory, can_be_copied
 from sumix_stream.serve.worker_metrics import WorkerMetrics
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _MOST_WORKERS = 8  # by default: each takes most of a gigabyte, and larger batches cost less a stream
-_STOP_SECONDS = 5.0
-_GATHER_SECONDS = 0.0003  # that messages wait for others, to go to a worker together
-_RESTARTS = 3  # in a row, of a worker that dies before it has worked for _SOUND_SECONDS
-_SOUND_SECONDS = 60.0
+_NOBODY = 0  # number of no session
 _NICENESS = 3  # where cores are few the network goes first: packets that lie unread delay every stream
 _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of trim threshold, top pad, mmap threshold
-
-_log = logging.getLogger(__name__)
 
 
 class Message(Enum):
@@ -57,6 +50,7 @@ class Message(Enum):
     END = "end"  # value: what then ends the stream, None = that all is said
     CLOSE = "close"
     STOP = "stop"
+    PING = "ping"  # to be answered with anything
 
 
 class Spawn(NamedTuple):
@@ -67,11 +61,11 @@ class Spawn(NamedTuple):
 
 
 def default_workers(recognizer: StreamingRecognizer) -> int:
-    """One for each core, up to 8, on a CPU; one on a GPU, where one batch of all streams is best."""
+    """One for each core of the machine or of the container's quota, up to 8, on a CPU; one on a GPU, where one batch of
+    all streams is best."""
     if recognizer.runtime.device != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, cores)
+    return min(_MOST_WORKERS, available_cpus())
 
 
 class RemoteSession:
@@ -159,15 +153,19 @@ class Workers:
         recognizer: like the workers' own; it says what a chunk is.
         spawn: how many, and what makes their recognisers.
         metrics: are kept up to date.
+        unresponsive_seconds: after which one that answers nothing is ended and begun again.
     """
 
-    def __init__(self, recognizer: StreamingRecognizer, spawn: Spawn, metrics: Metrics) -> None:
+    def __init__(
+        self, recognizer: StreamingRecognizer, spawn: Spawn, metrics: Metrics, unresponsive_seconds: float = 20.0
+    ) -> None:
         if spawn.count < 1:
             raise ValueError(f"workers must be at least 1, got {spawn.count}")
         self._recognizer = recognizer
         threads = max(1, get_num_threads() // spawn.count)
         self._factory = WorkerFactory(spawn.make, can_be_copied(recognizer), threads, _prepare, _run_worker)
-        self._workers = [_Worker(self._factory, metrics) for _ in range(spawn.count)]
+        self._workers = [_Worker(self._factory, metrics, unresponsive_seconds) for _ in range(spawn.count)]
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Raises ChildProcessError for a worker that does not come up."""
@@ -176,11 +174,18 @@ class Workers:
                 worker.start()
             for worker in self._workers:
                 worker.wait_until_ready()
-        except ChildProcessError:
+        except OSError:
             self.stop()
             raise
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(TICK_SECONDS):
+            for worker in self._workers:
+                worker.tick()
 
     def stop(self) -> None:
+        self._stopped.set()
         for worker in self._workers:
             worker.ask_to_stop()
         for worker in self._workers:
@@ -191,7 +196,9 @@ class Workers:
         """A new session for audio of `sample_rate` Hz."""
         context = options.context or self._recognizer.context
         wanted = missing_samples(self._recognizer.timebase, context.chunk_size, sample_rate)
-        worker = min(self._workers, key=lambda worker: (not worker.alive, len(worker.sessions)))
+        worker = min(
+            self._workers, key=lambda worker: (not worker.alive, not worker.is_responsive, len(worker.sessions))
+        )
         return worker.open(sample_rate, wanted, report, options)
 
     @property
@@ -199,9 +206,18 @@ class Workers:
         return sum(len(worker.sessions) for worker in self._workers)
 
     @property
-    def alive(self) -> bool:
-        """Whether any of them recognises."""
-        return any(worker.alive for worker in self._workers)
+    def num_workers(self) -> int:
+        return len(self._workers)
+
+    @property
+    def num_responsive(self) -> int:
+        """Of them that recognise and answer."""
+        return sum(worker.is_responsive for worker in self._workers)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether none works and all have been begun again in vain."""
+        return all(worker.has_failed for worker in self._workers)
 
     @property
     def pids(self) -> list[int]:
@@ -209,62 +225,14 @@ class Workers:
         return [worker.pid for worker in self._workers]
 
 
-class _Worker:
-    """One process as the network's process sees it. A thread sends, so that nobody waits for a full pipe."""
+class _Worker(WorkerProcess):
+    """One process as the network's process sees it."""
 
-    def __init__(self, factory: WorkerFactory, metrics: Metrics) -> None:
-        self.factory, self.metrics = factory, metrics
-        self.lock = threading.RLock()
+    def __init__(self, factory: WorkerFactory, metrics: Metrics, unresponsive_seconds: float) -> None:
+        super().__init__(factory, unresponsive_seconds)
+        self.metrics = metrics
         self.sessions: dict[int, RemoteSession] = {}
-        self.alive = False
         self._number = 0
-        self._stopping = False
-        self._failures = 0
-        self._reader: threading.Thread | None = None
-        self.pid: int | None = None
-
-    def start(self) -> None:
-        self._pipe, self.pid = self.factory.spawn()
-        self._outgoing: queue.SimpleQueue = queue.SimpleQueue()
-        self._began = time.monotonic()
-
-    def wait_until_ready(self) -> None:
-        ready = False
-        try:
-            ready = self._pipe.poll(START_SECONDS) and self._pipe.recv() == "ready"
-        except (EOFError, OSError):
-            pass  # it has ended
-        else:
-            if not ready:
-                self._kill()
-        if not ready:
-            code = self.factory.reap(self.pid)
-            raise ChildProcessError(f"a worker process did not start (exit code {code}); see the log")
-        with self.lock:
-            self.alive = True
-        threading.Thread(target=_send_all, args=(self._outgoing, self._pipe), daemon=True).start()
-        self._reader = threading.Thread(target=self._read, name="worker", daemon=True)
-        self._reader.start()
-
-    def ask_to_stop(self) -> None:
-        with self.lock:
-            self._stopping = True
-            if self.alive:
-                self.send(Message.STOP)
-
-    def join(self) -> None:
-        if self._reader is not None:
-            self._reader.join(_STOP_SECONDS)
-            if self._reader.is_alive():
-                self._kill()
-                self._reader.join()
-        elif self.pid is not None:  # it has not come up
-            self._kill()
-            self.factory.reap(self.pid)
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
 
     def open(self, sample_rate: int, wanted: int, report: Report, options: StreamOptions) -> RemoteSession:
         with self.lock:
@@ -278,67 +246,37 @@ class _Worker:
         return session
 
     def send(self, kind: Message, number: int = 0, value: Any = None) -> None:
-        self._outgoing.put((kind, number, value))
+        self.put((kind, number, value))
 
-    def _read(self) -> None:
-        while True:
-            try:
-                reports, counts = self._pipe.recv()
-            except (EOFError, OSError):
-                break
-            for name, labels, method, value in counts:
-                metric = getattr(self.metrics, name)
-                getattr(metric.labels(**labels) if labels else metric, method)(value)
-            for number, *what in reports:
-                session = self.sessions.get(number)
-                if session is not None:
-                    session.heard(*what)
-        self._ended()
+    def ask(self) -> None:
+        self.send(Message.PING)
 
-    def _ended(self) -> None:
-        """The process is gone. Streams that it had end with an error; unless that was asked for, it begins again."""
+    def ask_to_end(self) -> None:
+        self.send(Message.STOP)
+
+    def handle(self, message: Any) -> None:
+        reports, counts = message
+        for name, labels, method, value in counts:
+            metric = getattr(self.metrics, name)
+            getattr(metric.labels(**labels) if labels else metric, method)(value)
+        for number, *what in reports:
+            session = self.sessions.get(number)
+            if session is not None:
+                session.heard(*what)
+
+    def lost(self) -> int:
+        """Streams that it had end with an error."""
         with self.lock:
-            self.alive = False
-            self._outgoing.put(None)
-            lost, self.sessions = list(self.sessions.values()), {}
-        for session in lost:
+            sessions, self.sessions = list(self.sessions.values()), {}
+        for session in sessions:
             self._fail(session)
-        exit_code = self.factory.reap(self.pid)
-        sound = time.monotonic() - self._began > _SOUND_SECONDS
-        self._failures = 0 if sound else self._failures + 1
-        if self._stopping:
-            return
-        again = self._failures <= _RESTARTS
-        level = logging.ERROR
-        log_event(_log, "worker died", level, exit_code=exit_code, streams=len(lost), starts_again=again)
-        if again:
-            try:
-                self.start()
-                self.wait_until_ready()
-            except ChildProcessError as fault:
-                log_event(_log, str(fault), level)
+        return len(sessions)
 
     def _fail(self, session: RemoteSession) -> None:
         session.closed = True
         error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
         session.report([Event(EventKind.ERROR, protocol.error(error), error.close_code)])
-
-
-def _send_all(outgoing: queue.SimpleQueue, pipe: Connection) -> None:
-    """Send what is put into the queue, until None: all that a moment brings as one list."""
-    going_on = True
-    while going_on:
-        messages = [outgoing.get()]
-        time.sleep(_GATHER_SECONDS)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                messages.append(outgoing.get_nowait())
-        if going_on := None not in messages:
-            try:
-                pipe.send(messages)
-            except OSError:
-                return  # the reader sees it too
 
 
 def _keep_memory() -> None:
@@ -385,6 +323,8 @@ def _handle(messages: list[tuple], engine: Engine, sessions: dict[int, Session],
     for kind, number, value in messages:
         if kind is Message.STOP:
             return False
+        if kind is Message.PING:
+            reports.append((_NOBODY,))
         if kind is Message.OPEN:
             sessions[number] = _open(engine, number, value, reports)
         elif number in sessions and kind is Message.AUDIO:

@@ -71,11 +71,11 @@ def test_the_document_names_what_there_is():
         assert name in text
     described = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
     kinds = {kind.value for kind in EventKind if kind is not EventKind.AUDIO_ACCEPTED}
-    codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "internal", "going_away"}
+    codes = {"bad_message", "bad_start", "bad_audio", "too_long", "idle", "quota", "internal", "going_away"}
     options = set(Offer(make_recognizer()).keys)
     assert described == kinds | codes | options | {"code"}, "code: the header of the last table"
     for code, close in re.findall(r"^\| `(\w+)` \| (\d{4}) \|", text, re.M):
-        expected = {"too_long": 1008, "idle": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
+        expected = {"too_long": 1008, "idle": 1008, "quota": 1008, "internal": 1011, "going_away": 1001}.get(code, 1007)
         assert int(close) == expected, code
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from serving import PCM, RATE, assert_is, expected, healthy, make_recognizer, run, serving, until, uri
+from serving import PCM, RATE, assert_is, expected, healthy, http, make_recognizer, run, serving, until, uri
 from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -25,16 +25,6 @@ from sumix_stream.serve.commands import tls_context
 from sumix_stream.serve.logs import JsonFormatter
 from sumix_stream.tasks.checkpoint import save_model
 from sumix_stream.tokenizer import train_tokenizer
-
-
-async def http(port: int, path: str, *headers: str) -> tuple[int, dict[str, str], str]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    lines = [f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
-    writer.write("\r\n".join(lines).encode())
-    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
-    status, *fields = head.decode().split("\r\n")
-    return int(status.split()[1]), dict(line.split(": ", 1) for line in fields), body.decode()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -131,7 +121,8 @@ def test_plain_http():
     async def test():
         async with serving(max_streams=3) as (server, port):
             status, headers, body = await http(port, "/health")
-            assert (status, json.loads(body)) == (200, {"status": "ok", "streams": 0, "max_streams": 3})
+            told = {"status": "ok", "streams": 0, "max_streams": 3, "workers": 1, "workers_ok": 1}
+            assert (status, json.loads(body)) == (200, told)
             assert headers["Content-Type"].startswith("application/json")
             async with connect(uri(port)):
                 assert json.loads((await http(port, "/health"))[2])["streams"] == 1
@@ -233,6 +224,8 @@ def test_drain_lets_streams_finish_and_takes_no_new_ones():
                 await until(lambda: server.draining)
                 status, _, body = await http(port, "/health")
                 assert (status, json.loads(body)["status"]) == (503, "draining")
+                status, _, body = await http(port, "/live")
+                assert (status, json.loads(body)) == (200, {"status": "draining"})
                 with pytest.raises(InvalidStatus) as refused:
                     await connect(uri(port))
                 assert refused.value.response.status_code == 503

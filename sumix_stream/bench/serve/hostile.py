@@ -18,7 +18,7 @@ from sumix_stream.bench.serve.clients import Measured, Plan, flood, run_load
 from sumix_stream.bench.serve.protocols import ServerProtocol
 from sumix_stream.bench.serve.servers import ServerProcess
 
-SPARE_STREAMS = 8  # of the server, beyond the healthy ones: what hostile clients can get hold of
+SPARE_STREAMS = 16  # of the server, beyond the healthy ones: what hostile clients can get hold of
 PHASES = ("quiet", "hostile", "quiet again", "hostile again", "quiet at last")
 _LONG = 4  # different utterances
 _SETTLE_SECONDS = 8.0  # by then whoever is gone has been noticed

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
@@ -24,7 +25,8 @@ from websockets.uri import parse_uri
 from sumix_stream.serve import protocol
 
 GIGABYTE = 1 << 30
-HALF_OPEN, SLOW_READERS = 40, 4
+HALF_OPEN, SLOW_READERS, LONG_REQUESTS = 40, 4, 100
+FLOOD_RATE = 1_000_000  # bytes a second of frames that carry nothing, or next to nothing
 _ROOM = 1 << 16  # bytes that are written at a time
 _AUDIO = bytes(range(256)) * 125  # a second of s16le at 16 kHz: a sawtooth
 _NAN = struct.pack("<4f", 0.0, float("nan"), 0.0, 0.0)
@@ -35,8 +37,16 @@ _GARBAGE = (
     [(Opcode.TEXT, b'{"type": "start", "format": "f32le"}'), (Opcode.BINARY, _NAN)],
     [(Opcode.BINARY, b"\0\0\0")],
     [(Opcode.BINARY, _AUDIO), (Opcode.TEXT, b'{"type": "start"}')],
+    [(Opcode.BINARY, b"OggS\0" + bytes(995))],
     None,  # bytes that are no frames
 )
+_FLOODS = {
+    "empty pings": (Opcode.PING, b""),
+    "empty pongs": (Opcode.PONG, b""),
+    "empty messages": (Opcode.BINARY, b""),
+    "messages of one sample": (Opcode.BINARY, b"\1\0"),
+}
+_LONG_REQUEST = b"GET /stream HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 8000) for n in range(126))
 _HALVES = (b"", b"GET /stream HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01" * 20, b"POST / HTTP/1.1\r\n\r\n")
 
 
@@ -58,6 +68,9 @@ class HostileClients:
         kinds += [self._again(self.slow_reader) for _ in range(SLOW_READERS)]
         kinds += [self._again(self.garbage, 0.2), self._again(self.vanish, 0.1)]
         kinds += [self._again(self.gigabyte), self._again(self.fragments), self._again(self.crowd, 2.0)]
+        kinds += [self._again(partial(self.flood, name)) for name in _FLOODS]
+        kinds += [self._again(self.long_request, 0.5) for _ in range(LONG_REQUESTS)]
+        kinds += [self._again(self.unread_pongs), self._again(self.whisper)]
         tasks = [asyncio.create_task(kind) for kind in kinds]
         await asyncio.wait(tasks, timeout=max(0.0, self.deadline - time.monotonic()))
         for task in tasks:
@@ -137,6 +150,59 @@ class HostileClients:
                 outcome = "cut off"
             finally:
                 self._count("slow reader", outcome)
+
+    async def flood(self, name: str) -> None:
+        """Frames that carry nothing, a megabyte of them a second."""
+        block = Frame(*_FLOODS[name]).serialize(mask=True)
+        block *= FLOOD_RATE // 20 // len(block)
+        async with self._stream(name) as (stream, writer):
+            told = asyncio.create_task(stream.last_words())
+            with contextlib.suppress(ConnectionError):
+                while not told.done():
+                    writer.write(block)
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+            self._count(name, await told)
+
+    async def unread_pongs(self) -> None:
+        """Ping as fast as one is let, and read no answer."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        async with self._stream("unread pongs", sock) as (_, writer):
+            block = Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 400
+            writer.transport.pause_reading()
+            outcome = "still there at the end"
+            try:
+                while True:
+                    writer.write(block)
+                    await writer.drain()
+            except ConnectionError:
+                outcome = "cut off"
+            finally:
+                self._count("unread pongs", outcome)
+
+    async def whisper(self) -> None:
+        """A sample every two seconds, to keep a place."""
+        async with self._stream("whisper") as (stream, writer):
+            told = asyncio.create_task(stream.last_words())
+            with contextlib.suppress(ConnectionError):
+                while not told.done():
+                    writer.write(Frame(Opcode.BINARY, b"\1\0").serialize(mask=True))
+                    await writer.drain()
+                    await asyncio.wait([told], timeout=2.0)
+            self._count("whisper", await told)
+
+    async def long_request(self) -> None:
+        """A megabyte of headers, and no end of them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with _aborting(writer):
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                writer.write(_LONG_REQUEST)
+                answer = await reader.read(20)
+            self._count("long request", answer[9:12].decode() or "closed")
 
     async def crowd(self) -> None:
         """Ten times too many, at once; who is let in speaks for a second and is gone."""

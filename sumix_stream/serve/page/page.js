@@ -1,5 +1,5 @@
 "use strict";
-const PATH = "/stream", PROTOCOL = 2, LIVE_FORMAT = "s16le", FILE_FORMAT = "f32le";
+const PATH = "stream", PROTOCOL = 2, LIVE_FORMAT = "s16le", FILE_FORMAT = "f32le";
 const LIVE_SECONDS = 0.05, FILE_SECONDS = 0.25;  // audio in a packet
 const FILE_RATE = 48000;  // of files that do not tell theirs
 const MAX_WAITING = 1 << 18;  // bytes that may wait in the browser while a file is sent

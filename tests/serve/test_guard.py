@@ -1,0 +1,288 @@
+"""What a connection costs is bounded, whatever it sends: before it is let in, in frames, in replies nobody reads."""
+
+import asyncio
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from serving import PCM, expected, healthy, run, serving, until, uri
+from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
+
+from sumix_stream.serve.client import ServerError, transcribe
+from sumix_stream.serve.guard import FrameBudget
+from sumix_stream.serve.sniffing import compressed
+
+EMPTY = {"ping": b"\x89\x80", "pong": b"\x8a\x80", "message": b"\x82\x80", "fragment": b"\x00\x80"}
+REQUEST = (
+    "GET /stream HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_are_counted_whatever_the_pieces(seed):
+    """Cut at frames' borders only, all bytes in order, no more frames than were paid for."""
+    rng, clock = random.Random(seed), Clock()
+    sizes = rng.choices((0, 1, 63, 64, 125, 126, 127, 65_535, 65_536, 70_000), k=300)
+    kinds = (Opcode.BINARY, Opcode.TEXT)
+    frames = [Frame(rng.choice(kinds), bytes(size)).serialize(mask=rng.random() < 0.9) for size in sizes]
+    cost = sum(1 if len(frame) >= 64 and frame[0] == 0x82 else 4 for frame in frames)
+    data, ends = b"".join(frames), {0}
+    for frame in frames:
+        ends.add(max(ends) + len(frame))
+    budget = FrameBudget(50, clock)
+    place, waits = 0, 0
+    while place < len(data):
+        piece = data[place : place + rng.choice((1, 2, 3, 7, 90, 5_000, 300_000))]
+        taken = budget.take(piece)
+        assert taken == len(piece) or place + taken in ends, "a frame was cut"
+        place += taken
+        if taken < len(piece):
+            waits += 1
+            clock.now += 0.5
+    assert waits * 25 + 50 + 4 >= cost > 0 and abs(waits - (cost - 50) / 25) <= 0.2 * waits + 2
+
+
+def test_a_budget_that_is_spent_fills_again():
+    clock = Clock()
+    budget = FrameBudget(100, clock)
+    tiny, large = b"\x89\x80" + bytes(4), Frame(Opcode.BINARY, bytes(640)).serialize(mask=True)
+    assert budget.take(tiny * 1000) == 25 * len(tiny) and budget.take(tiny * 1000) == 0
+    clock.now = 0.5
+    assert budget.take(large * 1000) == 50 * len(large)
+    clock.now = 1000.0
+    assert budget.take(large * 1000) == 100 * len(large), "no more than a second's"
+
+
+async def attacker(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST.format(port).encode())
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+def test_empty_frames_are_read_no_faster_than_a_few_hundred_a_second(monkeypatch):
+    """Of every kind, on a connection each: what waits does so with the sender, and a stream beside them is exact."""
+    seen = []
+    parse = Frame.parse.__func__
+
+    def counted(cls, *arguments, **options):
+        frame = yield from parse(cls, *arguments, **options)
+        seen.append(frame)
+        return frame
+
+    monkeypatch.setattr(Frame, "parse", classmethod(counted))
+
+    async def test():
+        async with serving(frames_per_second=100, drain_seconds=0.1) as (server, port):
+            writers = [(await attacker(port))[1] for _ in EMPTY]
+            for (kind, head), writer in zip(EMPTY.items(), writers, strict=True):
+                begin = b"\x02\x80" + bytes(4) if kind == "fragment" else b""
+                writer.write(begin + (head + bytes(4)) * 400_000)  # 2.4 MB
+            hostile = list(server._sockets)
+            await healthy(port)
+            assert all(0 < len(connection._held) <= 512 * 1024 for connection in hostile)
+            for connection in hostile:
+                connection.transport.abort()
+            for writer in writers:
+                writer.transport.abort()
+            await until(lambda: server.num_streams == 0)
+
+    began = time.monotonic()
+    run(test)
+    seconds = time.monotonic() - began
+    others = 60  # of the healthy client, whose messages may take the same way
+    assert 4 * 25 <= len(seen) <= 4 * (25 + 1 + 25 * seconds) + others
+
+
+def test_who_pings_and_does_not_read_is_dropped_and_gets_few_pongs():
+    async def test():
+        async with serving(send_buffer=4096, send_seconds=0.5) as (server, port):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                sock.connect(("127.0.0.1", port))
+                sock.setblocking(False)
+                reader, writer = await asyncio.open_connection(sock=sock)
+                writer.write(REQUEST.format(port).encode())
+                assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+                writer.transport.pause_reading()
+                (connection,) = server._sockets
+                sizes = []
+                ping = b"\x89\xfd" + bytes(4 + 125)
+                for _ in range(200):
+                    writer.write(ping * 200)
+                    await asyncio.sleep(0.02)
+                    sizes.append(connection.transport.get_write_buffer_size())
+                    if not server._sockets:
+                        break
+                assert server.metrics.value("sumix_errors_total", code="slow_reader") == 1
+                assert 30_000 < max(sizes) < 300_000
+                writer.transport.abort()
+            await healthy(port)
+
+    run(test)
+
+
+def test_a_request_has_only_so_many_bytes():
+    """Whole or not, at once or in pieces; before that nobody is asked for a token."""
+
+    async def ask(port: int, *pieces: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0)
+        with_answer = b""
+        try:
+            with_answer = await asyncio.wait_for(reader.read(), 5)
+        except ConnectionResetError:
+            pass
+        writer.close()
+        return with_answer
+
+    async def test():
+        async with serving(token="s3cret", max_request_bytes=4096) as (server, port):
+            line = b"X-Y: " + b"a" * 1000 + b"\r\n"
+            many = b"GET /health HTTP/1.1\r\nHost: x\r\n" + line * 5
+            for pieces in ([many + b"\r\n"], [many], [bytes([byte]) for byte in many]):
+                answer = await ask(port, *pieces)
+                assert answer.startswith(b"HTTP/1.1 431 ") or not answer
+            few = b"GET /health HTTP/1.1\r\nHost: x\r\n" + line * 2 + b"\r\n"
+            assert (await ask(port, *(bytes([byte]) for byte in few))).startswith(b"HTTP/1.1 200 ")
+            assert (await ask(port, few + bytes(100_000))).startswith(b"HTTP/1.1 200 "), "what follows is not looked at"
+            assert server.metrics.value("sumix_refused_total", reason="request_size") == 3
+
+    run(test)
+
+
+def test_what_comes_with_the_request_waits_for_the_grant():
+    """Audio, and the end, in one packet with the request."""
+
+    async def test():
+        async with serving(send_seconds=0.3) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            audio, end = Frame(Opcode.BINARY, PCM.tobytes()), Frame(Opcode.TEXT, b'{"type":"end"}')
+            frames = b"".join(frame.serialize(mask=True) for frame in (audio, end))
+            writer.write(REQUEST.format(port).encode() + frames)
+            answer = await asyncio.wait_for(reader.read(), 20)
+            assert b'"done"' in answer and expected(PCM)[-1].text.encode() in answer
+            writer.close()
+
+    run(test)
+
+
+def test_of_too_many_connections_that_say_nothing_the_oldest_goes():
+    async def test():
+        async with serving(max_waiting=8, handshake_seconds=1000.0) as (server, port):
+            async with connect(uri(port)) as streaming:
+                mute = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
+                await until(lambda: server.metrics.value("sumix_refused_total", reason="crowd") == 22)
+                assert len(server._sockets) == 9
+                await healthy(port)
+                await streaming.send('{"type": "end"}')
+                assert json.loads([message async for message in streaming][-1])["type"] == "done"
+                for reader, writer in mute[:22]:
+                    with pytest.raises(ConnectionResetError):
+                        if not await reader.read():
+                            raise ConnectionResetError
+                    writer.close()
+                for _, writer in mute[22:]:
+                    writer.close()
+
+    run(test)
+
+
+LIMITED = """
+import resource, sys
+soft, hard = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from sumix_stream.serve.descriptors import within_open_files
+from sumix_stream.serve.limits import Limits
+try:
+    print(within_open_files(Limits(max_streams=64)).max_waiting, *resource.getrlimit(resource.RLIMIT_NOFILE))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize(
+    ("soft", "hard", "said"),
+    [
+        (1024, 1024, "512 1024 1024"),
+        (64, 4096, "512 640 4096"),
+        (256, 256, "128 256 256"),
+        (100, 100, "64 streams need 144 open files and this process may have 100: raise the limit (ulimit -n"),
+    ],
+)
+def test_open_files_are_enough_for_all_streams(soft, hard, said):
+    command = [sys.executable, "-c", LIMITED, str(soft), str(hard)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.startswith(said), done.stderr
+
+
+def test_a_whisper_does_not_hold_a_slot():
+    """A sample now and then is not audio; a little audio now and then is."""
+
+    async def test():
+        async with serving(idle_seconds=0.6, least_rate=0.1) as (_, port):
+            async with connect(uri(port)) as client:
+                with pytest.raises(Exception, match="1008") as closed:
+                    for _ in range(100):
+                        await client.send(b"\0\0")
+                        await asyncio.sleep(0.05)
+                assert closed.value.rcvd.code == 1008
+            async with connect(uri(port)) as client:
+                for _ in range(30):
+                    await client.send(PCM[:320].tobytes())  # 20 ms of 50
+                    await asyncio.sleep(0.05)
+                await client.send('{"type": "end"}')
+                assert json.loads([message async for message in client][-1])["type"] == "done"
+
+    run(test)
+
+
+FILES = {
+    "WAV": b"RIFF\x24\x08\0\0WAVEfmt ",
+    "Ogg": b"OggS\0\2" + bytes(20),
+    "FLAC": b"fLaC\0\0\0\x22" + bytes(20),
+    "MP3": b"ID3\4" + bytes(20),
+    "WebM": b"\x1a\x45\xdf\xa3" + bytes(20),
+    "M4A": b"\0\0\0\x20ftypM4A " + bytes(20),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), FILES.items(), ids=FILES)
+def test_files_that_are_sent_as_samples_are_named(name, data):
+    assert name in compressed(data) and "ffmpeg" in compressed(data)
+
+
+def test_a_file_ends_the_stream_and_samples_do_not():
+    assert not any(compressed(PCM[start : start + 8].tobytes()) for start in range(0, len(PCM), 50))
+    assert compressed(b"") is None and compressed(b"RIFF" + bytes(40)) is None
+
+    async def test():
+        async with serving() as (_, port), connect(uri(port)) as client:
+            await client.send(FILES["Ogg"] + b"\0")  # an odd number of bytes: that is not what is said
+            messages = [json.loads(await client.recv()) for _ in range(2)]
+            assert messages[1]["code"] == "bad_audio" and "Ogg" in messages[1]["message"]
+            with pytest.raises(ServerError, match="WAV"):
+                await transcribe(uri(port), np.frombuffer(FILES["WAV"], np.int16))
+
+    run(test)
