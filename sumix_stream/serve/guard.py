@@ -7,6 +7,7 @@ bytes wait with the sender.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -207,8 +208,15 @@ class GuardedConnection(DirectConnection):
         self.transport.pause("budget")
         self._timer = self.loop.call_later(_PAUSE_SECONDS, self._release)
 
+    def _is_gone(self) -> bool:
+        """Whether the client has reset the connection, which reading would have noticed."""
+        sock = self.transport.get_extra_info("socket")
+        return sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
     def _release(self) -> None:
         """Go on with what waits."""
+        if self._held and self._is_gone():
+            self.transport.abort()
         if self.protocol.state is State.CLOSED or self.transport.is_closing():
             self._held = b""
         elif self.transport.is_paused_by("replies"):
