@@ -121,7 +121,7 @@ def test_a_restart_that_fails_is_tried_again(monkeypatch, killed, caplog):
 def test_it_is_tried_for_ever_and_told_of_after_some_time(monkeypatch, killed):
     monkeypatch.setattr(supervision, "_FIRST_PAUSE", 1e-5)
     monkeypatch.setattr(supervision, "_LONGEST_PAUSE", 0.002)
-    factory = Factory([None, *[ChildProcessError("none")] * 40])
+    factory = Factory([None, *[ChildProcessError("none")] * 400])
     worker = Worker(factory)
     worker.start()
     worker.wait_until_ready()
