@@ -21,10 +21,11 @@ from websockets.frames import Frame, Opcode
 
 from sumix_stream.bench.serve import commands, hostile, report, verdict
 from sumix_stream.bench.serve import speech as speaker
-from sumix_stream.bench.serve.clients import Measured, Plan, _Speech, flood, run_load
+from sumix_stream.bench.serve.clients import Measured, Plan, flood, run_load
 from sumix_stream.bench.serve.hostile_clients import HostileClients
 from sumix_stream.bench.serve.protocols import Ours, Stock
 from sumix_stream.bench.serve.servers import STOCK_SERVER, Meter, check_cores, pinned, start_ours, start_stock
+from sumix_stream.bench.serve.talk import Speech
 from sumix_stream.context import ChunkContext
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.limits import Limits
@@ -107,7 +108,7 @@ def messages(frames: list[bytes]) -> list[tuple[Opcode, bytes]]:
 def test_the_packets_are_the_speech(packet):
     """Every sample once and in order, each packet due when its last sample has been spoken."""
     samples = PCM[:50_123]
-    speech = _Speech.make(OURS, samples, packet)
+    speech = Speech.make(OURS, samples, packet)
     opening, *audio, closing = messages(speech.frames)
     assert (opening[0], closing) == (Opcode.TEXT, (Opcode.TEXT, b'{"type":"end"}'))
     assert b"".join(data for _, data in audio) == samples.tobytes()
@@ -118,10 +119,10 @@ def test_the_packets_are_the_speech(packet):
 def test_a_chunk_is_due_with_the_packet_that_completes_it():
     """320 ms and 7.5 ms of look-ahead; the stock server waits for 10 ms more."""
     samples = PCM[:25_000]
-    ours, stock = _Speech.make(OURS, samples, 0.04), _Speech.make(Stock(CHUNK, Timebase()), samples, 0.01)
+    ours, stock = Speech.make(OURS, samples, 0.04), Speech.make(Stock(CHUNK, Timebase()), samples, 0.01)
     assert [ours.due[i] for i in ours.needed] == pytest.approx([0.36, 0.68, 1.0, 1.32])
     assert [stock.due[i] for i in stock.needed] == pytest.approx([0.34, 0.66, 0.98, 1.3])
-    exactly = _Speech.make(OURS, samples, OURS.needs(0) / 5 / RATE)  # the fifth packet ends with what is needed
+    exactly = Speech.make(OURS, samples, OURS.needs(0) / 5 / RATE)  # the fifth packet ends with what is needed
     assert exactly.needed[0] == 4
 
 
