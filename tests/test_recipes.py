@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from trees import write_digits, write_librispeech, write_voxpopuli
 
+from sumix_stream.config.data import ConcatenateConfig
 from sumix_stream.config.reader import load_recipe
 from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts, read_valid
@@ -26,7 +27,7 @@ def prepare(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_recipes_are_found():
-    assert RECIPES == ["digits", "librispeech", "mini", "voxpopuli"]
+    assert RECIPES == ["digits", "english", "librispeech", "mini", "voxpopuli"]
     assert {path.parent.parent.name for path in CONFIGS} == set(RECIPES)
 
 
@@ -49,6 +50,10 @@ def test_prepared_data_make_batches(recipe, tmp_path):
     if recipe == "digits":
         write_digits(tmp_path / "corpus" / "recordings")
         options = ["--corpus", tmp_path / "corpus", "--num-train", 20, "--num-valid", 3, "--num-test", 3]
+    elif recipe == "english":
+        for part, speaker in (("train-clean-5", "10"), ("dev-clean", "11"), ("test-clean", "61"), ("test-clean", "62")):
+            write_librispeech(tmp_path / "corpus", part, [speaker], 4)
+        options = ["--librispeech", tmp_path / "corpus", "--vocab-size", 32, "--jobs", 1]
     elif recipe == "librispeech":
         for part, speaker, number in (("train-clean-5", "10", 8), ("test-clean", "20", 2)):
             write_librispeech(tmp_path / "corpus" / "LibriSpeech", part, [speaker], number)
@@ -65,7 +70,8 @@ def test_prepared_data_make_batches(recipe, tmp_path):
     tokenizer = Tokenizer.load(out / "tokenizer.model")
     mean, std = read_stats(out / "stats.npz")
     config = load_recipe(CONFIGS[[path.parent.parent.name for path in CONFIGS].index(recipe)]).data
-    loader = TrainLoader(replace(config, num_workers=0), out / "cuts_train.jsonl.gz", tokenizer, Timebase(), seed=0)
+    config = replace(config, num_workers=0, concatenate=ConcatenateConfig())  # a joined utterance has one id
+    loader = TrainLoader(config, out / "cuts_train.jsonl.gz", tokenizer, Timebase(), seed=0)
     batches = list(loader.epoch_batches(0))
     assert {id.split("_sp")[0] for batch in batches for id in batch.ids} == set(
         load_cuts(out / "cuts_train.jsonl.gz").ids
@@ -81,6 +87,7 @@ def test_prepared_data_make_batches(recipe, tmp_path):
     "recipe, options",
     [
         ("digits", ["--corpus", "nowhere"]),
+        ("english", ["--librispeech", "nowhere"]),
         ("librispeech", ["--parts", "full"]),
         ("librispeech", ["--corpus", "nowhere"]),
         ("voxpopuli", ["--languages", "xx"]),
