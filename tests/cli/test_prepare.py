@@ -81,6 +81,7 @@ def test_options_of_the_documentation_are_there(monkeypatch, capsys):
     named = set(re.findall(r"(--[a-z][a-z-]+)", " ".join(page.read_text() for page in pages)))
     assert len(named) > 15
     known = {"--checkpoint", "--cuts", "--times", "--config", "--train", "--model"}  # of other commands
+    known |= {"--format", "--overwrite", "--microphone"}
     assert run(monkeypatch, "--help") == 0
     said = capsys.readouterr().out
     assert {option for option in named - known if option not in said} == set()

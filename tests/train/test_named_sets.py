@@ -45,7 +45,7 @@ def test_each_set_is_in_log_metrics_board_and_page(folder, tmp_path):
     found = [line for line in map(json.loads, (exp / "metrics.jsonl").read_text().splitlines()) if "valid" in line]
     assert [line["step"] for line in found] == [2, 4]
     for line in found:
-        assert list(line["valid"]) == ["other/wer", "valid/wer"]
+        assert list(line["valid"]) == ["other/wer", "other/cer", "valid/wer", "valid/cer"]
         names = ("loss", "simple", "pruned", "ctc")
         assert list(line["valid_losses"]) == [f"{name}/{loss}" for name in ("other", "valid") for loss in names]
         assert all(value > 0 for value in line["valid_losses"].values())
@@ -59,7 +59,7 @@ def test_each_set_is_in_log_metrics_board_and_page(folder, tmp_path):
         assert text in page
     assert "Validation loss" in page and page.count("<audio") == 7  # four and three utterances, all of them wrong
     saved = resume.metrics_of(resume.checkpoint.load_yaml(exp / "checkpoints" / "step-00000004" / "trainer.yaml"))
-    assert list(saved) == ["other/wer", "valid/wer"]
+    assert list(saved) == ["other/wer", "other/cer", "valid/wer", "valid/cer"]
 
 
 def test_losses_are_those_of_each_utterance_alone(folder):
