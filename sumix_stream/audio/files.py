@@ -134,7 +134,7 @@ def read_audio(
 
     Args:
         channel: from 0, or `mix`: the average of all, which is logged, with a warning where they cancel each other.
-        source, raw, limits, name: as of `open_audio`.
+        source, raw, limits, name: as for `open_audio`.
 
     Raises AudioError naming the file where it is missing, no audio, truncated, empty, not finite or too large.
     """
@@ -250,7 +250,7 @@ def _of_file(
 
 
 def _of_media(file: BinaryIO, name: str, reason: str, opened: ExitStack) -> Decoder:
-    av = media.library()
+    av = media.pyav()
     if av is None:
         raise AudioError(f"cannot be decoded ({reason}); replace it, or {media.how_to_convert(name)}")
     file.seek(0)

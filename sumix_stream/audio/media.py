@@ -28,7 +28,7 @@ _MISSING = 1.0  # seconds that may be missing at its end
 _log = logging.getLogger(__name__)
 
 
-def library() -> ModuleType | None:
+def pyav() -> ModuleType | None:
     """PyAV, or None where it is not installed."""
     try:
         import av

@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     commits = "commit the --cuts at random times, on the average so far apart, and score the pieces joined"
     add("--commit-every", type=float, metavar="SECONDS", help=commits)
     add("--push", default="100ms", help="audio in a packet (100ms, 0.1s); default 100ms")
-    again = "hear each recording again under full context when it ends: its text is then the result"
+    again = "hear each segment (of recordings: cut at pauses after 20 s) again under full context; that is the result"
     add("--second-pass", action="store_true", help=again)
     add("--realtime", action="store_true", help="play audio files at the speed they were spoken")
     add("--check-exactness", action="store_true", help="compare streaming of the audio files with the masked forward")

@@ -116,7 +116,7 @@ class BeamSearch:
         return _BeamStream(state, results(self.runtime, state, self.options)[0] if values["decoded"] else [])
 
     def check(self, stream: _BeamStream, num_frames: int) -> None:
-        """Raises ValueError for a state that is none after so many encoder frames."""
+        """Raises ValueError for a state that no stream has after so many encoder frames."""
         if (searched := stream.state.num_frames.tolist()) != [num_frames]:
             raise ValueError(f"the search has seen {searched} frames and the encoder {num_frames}")
         history, vocab_size = stream.state.history, self.runtime.vocab_size

@@ -32,7 +32,7 @@ class LanguageModel(Protocol):
         """State after tokens (N,)."""
 
     def check(self, state: Any) -> None:
-        """Raise ValueError for a state of the right types and shapes that is none of this model's."""
+        """Raise ValueError for a state of the right types and shapes that this model cannot have."""
 
 
 class FusionState(NamedTuple):

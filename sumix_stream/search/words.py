@@ -74,7 +74,7 @@ def words_of(
     *,
     continued: bool = False,
 ) -> list[Word]:
-    """The words of a hypothesis; arguments as of `token_times`. Tokens without text make no word.
+    """The words of a hypothesis; arguments as for `token_times`. Tokens without text make no word.
 
     Args:
         continued: words came before the first of these.

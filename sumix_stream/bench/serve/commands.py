@@ -245,9 +245,10 @@ def _contender(name: str, setup: Setup, utterances: Sequence[np.ndarray], say: S
     """Started, asked for its references, and paused."""
     server, server_protocol, about = setup.start(name, utterances, say)
     with server:
-        rss, pss = server.meter.rss_bytes() / 1e6, (server.meter.pss_bytes() or 0) / 1e6
+        rss, pss = server.meter.rss_bytes(), server.meter.pss_bytes()
         references = [flood(server_protocol, server.port, [samples])[0][0] for samples in utterances]
-        about += f"; listening after {server.start_seconds:.1f} s, then {rss:.0f} MB RSS, {pss:.0f} MB PSS"
+        shared = "PSS not known" if pss is None else f"{pss / 1e6:.0f} MB PSS"
+        about += f"; listening after {server.start_seconds:.1f} s, then {rss / 1e6:.0f} MB RSS, {shared}"
         say(f"{name}: {about}")
         if not any(references):
             say(f"{name}: recognises nothing in this audio, so that equal texts mean little")

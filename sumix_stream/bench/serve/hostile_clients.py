@@ -134,22 +134,29 @@ class HostileClients:
 
     async def slow_reader(self) -> None:
         """Speak as fast as one is let, and never read a result."""
+        await self._never_read("slow reader", Frame(Opcode.BINARY, _AUDIO).serialize(mask=True))
+
+    async def unread_pongs(self) -> None:
+        """Ping as fast as one is let, and read no answer."""
+        await self._never_read("unread pongs", Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 400)
+
+    async def _never_read(self, kind: str, block: bytes) -> None:
+        """Send the same again and again until the server hangs up."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        async with self._stream("slow reader", sock) as (_, writer):
-            frame = Frame(Opcode.BINARY, _AUDIO).serialize(mask=True)
+        async with self._stream(kind, sock) as (_, writer):
             writer.transport.pause_reading()
             outcome = "still there at the end"
             try:
                 while True:
-                    writer.write(frame)
+                    writer.write(block)
                     await writer.drain()
             except ConnectionError:
                 outcome = "cut off"
             finally:
-                self._count("slow reader", outcome)
+                self._count(kind, outcome)
 
     async def flood(self, name: str) -> None:
         """Frames that carry nothing, a megabyte of them a second."""
@@ -163,25 +170,6 @@ class HostileClients:
                     await writer.drain()
                     await asyncio.sleep(0.05)
             self._count(name, await told)
-
-    async def unread_pongs(self) -> None:
-        """Ping as fast as one is let, and read no answer."""
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        async with self._stream("unread pongs", sock) as (_, writer):
-            block = Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 400
-            writer.transport.pause_reading()
-            outcome = "still there at the end"
-            try:
-                while True:
-                    writer.write(block)
-                    await writer.drain()
-            except ConnectionError:
-                outcome = "cut off"
-            finally:
-                self._count("unread pongs", outcome)
 
     async def whisper(self) -> None:
         """A sample every two seconds, to keep a place."""
