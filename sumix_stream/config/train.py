@@ -75,6 +75,7 @@ class TrainConfig:
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
     accelerator: str = "auto"  # auto | cpu | gpu | cuda | mps
     devices: int = 1  # of each node
+    cpu_processes: int = 1  # where there is no GPU, instead of devices: a core each trains faster than threads of one
     num_nodes: int = 1  # machines
     strategy: str = "auto"  # of Lightning Fabric, such as ddp
     log_interval: int = 20  # steps
@@ -98,7 +99,9 @@ class TrainConfig:
         require(self, "freeze", all(steps >= 0 for steps in self.freeze.values()), "parts with steps of at least 0")
         require_chunk_size(self, "chunk_size", ("full", "dynamic"))
         require_chunk_size(self, "valid_chunk_size", ("full",))
-        require_range(self, "max_steps accumulate devices num_nodes log_interval valid_interval save_interval", 1)
+        require_range(
+            self, "max_steps accumulate devices cpu_processes num_nodes log_interval valid_interval save_interval", 1
+        )
         require_range(self, "step_batches keep_best keep_last max_bad_steps", 1)
         require_choice(self, "average", ("none", "ema", "growing"))
         require_range(self, "warmup_hours", 0)

@@ -37,6 +37,7 @@ class Plan(NamedTuple):
 
     preset: str
     batch_seconds: float
+    processes: int  # each with batches of its own
     accumulate: int
     steps: int
     passes: float  # over the training audio
@@ -53,7 +54,9 @@ _BY_HOURS = (
     (float("inf"), "large", 150.0, 4, 12),
 )
 _GIB = {"tiny": 4, "small": 10, "medium": 20, "large": 36}  # for these batches; in half of it, half the batch
-_CPU_SECONDS = 60.0
+_CPU_SECONDS = 60.0  # of a step; two processes with a core each train nearly twice as fast as one with two threads
+_CPU_MOST_SECONDS = 120.0  # of a step, if utterances are long
+_SLOWED = 1.2  # an utterance may be so much longer after a change of speed
 _CPU_HOURS = 150.0  # of audio heard, for each core: about a day of training
 _LEAST_STEPS = 300
 
@@ -61,7 +64,9 @@ _LEAST_STEPS = 300
 def plan_for(train_hours: float, machine: Machine, longest: float = 30.0) -> Plan:
     """The sizes of a run for so many hours of training speech."""
     if not machine.gpu:
-        preset, batch, accumulate = "tiny", max(_CPU_SECONDS, 2 * longest), 1
+        preset, accumulate = "tiny", 1
+        processes = max(1, min(machine.cores, int(_CPU_MOST_SECONDS / (_SLOWED * longest))))
+        batch = max(_CPU_SECONDS / processes, _SLOWED * longest if processes > 1 else 2 * longest)
         passes = 100 if train_hours < 2 else 80
         passes = min(passes, max(3.0, _CPU_HOURS * machine.cores / train_hours))
     else:
@@ -71,10 +76,11 @@ def plan_for(train_hours: float, machine: Machine, longest: float = 30.0) -> Pla
             preset = list(PRESETS)[list(PRESETS).index(preset) - 1]
         if machine.gpu_gib < _GIB[preset]:
             batch, accumulate = batch / 2, accumulate * 2
-        batch = max(batch, 2 * longest)
-    step_seconds = batch * accumulate
+        batch, processes = max(batch, 2 * longest), 1
+    step_seconds = batch * processes * accumulate
     steps = max(_LEAST_STEPS, round(passes * train_hours * 3600 / step_seconds, -2 if train_hours > 1 else -1))
-    return Plan(preset, batch, accumulate, int(steps), steps * step_seconds / 3600 / train_hours, step_seconds)
+    passes = steps * step_seconds / 3600 / train_hours
+    return Plan(preset, batch, processes, accumulate, int(steps), passes, step_seconds)
 
 
 def write_recipe(
@@ -114,6 +120,7 @@ def _lines(
     every = int(max(50, round(plan.steps / 20, -2 if plan.steps > 4000 else -1)))
     speakers = summary["parts"]["train"].get("speakers", 0)
     heard = f"{plan.passes:.0f} passes over {hours:.2f} hours, {plan.steps * plan.step_seconds / 3600:.0f} hours heard"
+    whole = max_seconds <= plan.batch_seconds
     workers = min(8, max(1, machine.cores - 1)) if machine.gpu else 0
     lines = [
         f"# {hours:.2f} hours of training speech, {speakers or 'unknown'} speakers; made for {machine}.",
@@ -133,7 +140,8 @@ def _lines(
         f"  num_buckets: {max(1, min(30, summary['parts']['train']['utterances'] // 50))} # of similar length",
         f"  num_workers: {workers} # processes that read audio"
         + ("" if workers else ": on a CPU they would take cores from training"),
-        f"  max_utterance: {max_seconds:g} # seconds; --max-seconds of bin/prepare",
+        f"  max_utterance: {min(max_seconds, plan.batch_seconds):g} # seconds; "
+        + ("--max-seconds of bin/prepare" if whole else "the longest here fits, slowed down"),
         "  speed_perturb: [0.9, 1.1] # three voices of each speaker",
         "  gain: [-10.0, 6.0] # dB: microphones and distances differ",
         f"  concatenate: {{probability: {0.3 if little else 0.1}, max_duration: {max(max_seconds, 12.0):g}}}"
@@ -160,11 +168,13 @@ def _lines(
         "  chunk_size: dynamic # one model for whole utterances and for streams of any chunk",
         f"  max_steps: {plan.steps} # {heard}",
         f"  learning_rate: {rate:g} # peak, for {dim} channels and {plan.step_seconds:g} s a step; see --lr-find",
-        f"  accumulate: {plan.accumulate} # batches of a step: {plan.step_seconds:g} s of audio",
+        f"  step_batches: {plan.processes * plan.accumulate} # of all processes: {plan.step_seconds:g} s of audio",
         "  average: growing # of the weights, over a tenth of the run: better than the last step's",
         f"  valid_interval: {every} # steps: twenty times in the run",
         f"  save_interval: {every} # steps; a run that was stopped goes on from the last save",
     ]
+    if not machine.gpu and plan.processes > 1:
+        lines.append(f"  cpu_processes: {plan.processes} # that share a step: a core each, faster than threads")
     if machine.bf16:
         lines.append("  precision: bf16-mixed # this GPU computes in bf16")
     return lines

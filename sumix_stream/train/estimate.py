@@ -1,6 +1,7 @@
 """How long a recipe's training will take on this machine: some steps are made and timed, and thrown away."""
 
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ _CONTEXT = ChunkContext(16, 4)
 
 
 class Estimate(NamedTuple):
-    """Of a run on one process."""
+    """Of a run whose processes each have a device, or their part of the cores."""
 
     steps: int
     step_seconds: float  # of computing
@@ -57,7 +58,11 @@ def estimate(recipe: RecipeConfig) -> Estimate:
     model = task.build(recipe.model, tokenizer.vocab_size, config.seed)
     weights = task.weights(config.max_steps, recipe.loss)
     model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
-    device = make_fabric(config).device
+    alone = replace(config, devices=1, cpu_processes=1, num_nodes=1, strategy="auto")
+    device = make_fabric(alone).device
+    processes = config.cpu_processes if device.type == "cpu" and config.devices == 1 else config.devices
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     loader = TrainLoader(recipe.data, load_cuts(recipe.data.train_paths), tokenizer, model.timebase, seed=config.seed)
@@ -75,5 +80,9 @@ def estimate(recipe: RecipeConfig) -> Estimate:
         times.append(time.perf_counter() - began)
         began = time.perf_counter()
     timed = times[1:] or times  # the first compiles
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return Estimate(config.max_steps, config.accumulate * sum(timed) / len(timed), name)
+    threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() != 1)}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    if processes > 1:
+        name += f" of each of {processes} processes"
+    batches = config.accumulate if config.step_batches is None else -(-config.step_batches // processes)
+    return Estimate(config.max_steps, batches * sum(timed) / len(timed), name)

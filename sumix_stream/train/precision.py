@@ -68,6 +68,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         raise ValueError(f"train.strategy must be one of {', '.join(STRATEGIES)}, got {config.strategy!r}")
     device_type = _device_type(config.accelerator)
     devices, num_nodes = config.devices, config.num_nodes
+    if device_type == "cpu" and devices == 1:
+        devices = config.cpu_processes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["GROUP_WORLD_SIZE"])

@@ -34,7 +34,19 @@ def test_more_speech_and_more_machine_get_more_model():
     sizes = [order.index(plan_for(hours, GPU).preset) for hours in (1, 10, 100, 1000)]
     assert sizes == [0, 1, 2, 3]
     assert order.index(plan_for(1000, SMALL_GPU).preset) < 3 and plan_for(1000, CPU).preset == "tiny"
-    assert plan_for(10_000, CPU).steps * 60 <= 3 * 10_000 * 3600 + 60
+    assert plan_for(10_000, CPU).steps * plan_for(10_000, CPU).step_seconds <= 3 * 10_000 * 3600 + 60
+
+
+@pytest.mark.parametrize(("cores", "longest", "processes"), [(1, 8.0, 1), (2, 8.0, 2), (2, 60.0, 1), (16, 30.0, 3)])
+def test_processes_of_a_cpu_hold_the_longest_utterance(tmp_path, cores, longest, processes):
+    plan = plan_for(10, Machine(cores), longest)
+    assert plan.processes == processes and plan.batch_seconds >= 1.1 * longest
+    assert plan.step_seconds == plan.batch_seconds * processes <= 120.0
+    write_recipe(
+        tmp_path / "train.yaml", {**summary(10), "longest": longest}, "bpe", Machine(cores), lambda *_: 1e-3, longest
+    )
+    recipe = load_recipe(tmp_path / "train.yaml")
+    assert recipe.train.cpu_processes == processes and longest <= recipe.data.max_utterance <= recipe.data.max_duration
 
 
 def test_no_validation(tmp_path):

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_division.py: `division_run.py FOLDER RUN...` trains each of the named RUNS in FOLDER.
+"""Run by torchrun, or alone, from test_division.py: `division_run.py FOLDER RUN...` trains the named RUNS in FOLDER.
 
 Batches differ in number and length of utterances, contexts are drawn, dropout is on, an epoch ends on the way: what has
 to come out the same however many processes share the steps.
@@ -62,6 +62,7 @@ RUNS = {
     "begun": ("continued", 3, {}),
     "continued": ("continued", 6, {}),
     "compressed": ("compressed", 6, {"compress_gradients": True}),
+    "cores": ("cores", 6, {"cpu_processes": 2, "accelerator": "cpu"}),
     "elastic": ("elastic", 12, {"log_interval": 1, "save_interval": 2, "keep_last": 2}),
 }
 HANGS_IN_STEP = 6  # steps that all nodes do of "elastic"; in the next, the second of two nodes waits for its end
