@@ -9,6 +9,7 @@ COMMANDS = {
     "decode": "recognise whole utterances",
     "stream-decode": "recognise speech chunk by chunk",
     "train-lm": "make a language model from text",
+    "tune": "find the weights of a search on a development set",
     "export": "export a model for sherpa-onnx, ONNX runtimes or PyTorch",
     "serve": "serve a model to browsers and programs",
     "bench": "measure speed and memory",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sumix_stream.search.fusion import LanguageModel
     from sumix_stream.search.options import SearchOptions
     from sumix_stream.streaming.recognizer import Recognizer
     from sumix_stream.streaming.stream import StreamingRecognizer
@@ -25,12 +26,17 @@ def left_context(text: str) -> int | str | None:
     return words[text] if text in words else int(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Runtime and device, and the search's as a group."""
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who computes, where, which weights and how precisely."""
     parser.add_argument("--runtime", default="auto", choices=("auto", "torch", "compiled", "onnx"), help=RUNTIME)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--average", help=AVERAGE)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help=PRECISION)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Runtime and device, and the search's as a group."""
+    add_runtime_arguments(parser)
     add = parser.add_argument_group("search").add_argument
     add("--beam", type=int, help="hypotheses of a modified beam search, e.g. 4; default greedy search")
     add("--blank-penalty", default=0.0, type=float, help="taken off blank's logit: above 0, fewer deletions; default 0")
@@ -70,8 +76,6 @@ def recognizer(args: argparse.Namespace, path: str) -> Recognizer:
 def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 1) -> SearchOptions:
     """The options that the arguments say; ValueError for those that do not go together."""
     from sumix_stream.search.hotwords import read_hotwords
-    from sumix_stream.search.neural_lm import NeuralLm
-    from sumix_stream.search.ngram import NgramLm
     from sumix_stream.search.options import SearchOptions
 
     chosen = {"nbest": nbest, "blank_penalty": args.blank_penalty, "lm_scale": args.lm_scale}
@@ -82,11 +86,21 @@ def search_options(args: argparse.Namespace, tokenizer: Tokenizer, nbest: int = 
     if args.beam is not None:
         chosen |= {"method": "modified_beam", "beam": args.beam}
     if args.lm is not None:
-        chosen["lm"] = NeuralLm.load(args.lm) if args.lm.is_dir() else NgramLm.load(args.lm, tokenizer)
+        chosen["lm"] = language_model(args.lm, tokenizer)
     if args.hotwords is not None:
         skip = {"skip_unknown": args.skip_unknown}
         chosen["hotwords"] = read_hotwords(args.hotwords, tokenizer, args.hotword_score, **skip)
     return SearchOptions(**chosen)
+
+
+def language_model(path: Path | None, tokenizer: Tokenizer) -> LanguageModel | None:
+    """The ARPA file or LSTM directory at a path."""
+    from sumix_stream.search.neural_lm import NeuralLm
+    from sumix_stream.search.ngram import NgramLm
+
+    if path is None:
+        return None
+    return NeuralLm.load(path) if path.is_dir() else NgramLm.load(path, tokenizer)
 
 
 def streaming_recognizer(args: argparse.Namespace) -> StreamingRecognizer:

@@ -1,6 +1,7 @@
 """Text for language models, in the spelling of the transcripts that a tokenizer was made from."""
 
 import gzip
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -28,7 +29,7 @@ class Sentences(NamedTuple):
 
 
 def read_sentences(paths: Iterable[Path], tokenizer: Tokenizer, case: str = "auto") -> Sentences:
-    """The sentences of text files (UTF-8, plain or .gz), without punctuation.
+    """The sentences of text files (UTF-8, plain or .gz) and the texts of Lhotse manifests (.jsonl), no punctuation.
 
     A line break within a paragraph is a space. Sentences end at . ! ? ; : and at empty lines, in a file without any of
     . ! ? at each line; one with a character that
@@ -92,6 +93,20 @@ def normalise(text: str, case: str) -> str:
 def _read(path: Path) -> str:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path}: cannot be read as UTF-8 text, plain or gzip ({error})") from None
+    return _transcripts(path, text) if path.name.endswith((".jsonl", ".jsonl.gz")) else text
+
+
+def _transcripts(path: Path, text: str) -> str:
+    """The texts of a Lhotse manifest of cuts or supervisions, one a line."""
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            item = json.loads(line)
+            found = [entry["text"] for entry in item.get("supervisions", [item])]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LanguageModelError(f"{path}, line {number}: neither a cut nor a supervision with a text") from None
+        lines += [re.sub(r"\s+", " ", found) for found in found if found]
+    return "\n".join(lines)

@@ -7,14 +7,12 @@ blank = 0, P channels. A directory holds model.safetensors and config.yaml.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
 from sumix_stream.config import ConfigError, PredictorConfig
 from sumix_stream.config.reader import from_dict
@@ -79,35 +77,3 @@ class LstmLm(nn.Module):
             ) from error
         load_weights(model, directory)
         return model
-
-
-def fit(
-    model: LstmLm,
-    sequences: Sequence[Sequence[int]],
-    epochs: int = 10,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
-) -> list[float]:
-    """Train on token sequences with Adam, in an order that is the same each time; mean loss of each epoch, in nats a
-    token. Raises ValueError if there is no token to learn from."""
-    data = [torch.tensor(sequence) for sequence in sequences if len(sequence)]
-    if not data:
-        raise ValueError("sequences hold no token to learn from")
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    generator = torch.Generator().manual_seed(0)
-    device = model.output.weight.device
-    losses = []
-    model.train()
-    for _ in range(epochs):
-        total = torch.zeros((), device=device)
-        for rows in torch.randperm(len(data), generator=generator).split(batch_size):
-            batch = [data[row] for row in rows.tolist()]
-            lengths = torch.tensor([len(sequence) for sequence in batch], device=device)
-            loss = model(pad_sequence(batch, batch_first=True).to(device), lengths)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * lengths.sum()
-        losses.append(total.item() / sum(map(len, data)))
-    model.eval()
-    return losses

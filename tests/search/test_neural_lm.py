@@ -1,6 +1,7 @@
 """The LSTM language model: steps equal the whole, it learns, saves, loads, and fuses."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from sumix_stream.search.beam import beam_decode
 from sumix_stream.search.neural_lm import NeuralLm
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.tasks.checkpoint import CheckpointError
-from sumix_stream.tasks.language_model import LstmLm, fit
+from sumix_stream.tasks.language_model import LstmLm
+from sumix_stream.train.language_model import LmTraining, fit
 
 CONFIG = PredictorConfig(embed_dim=12, hidden_dim=16, num_layers=2, dropout=0.0)
 
@@ -50,15 +52,23 @@ def test_steps_equal_the_whole(lm):
     assert -sum(score(fused(lm), sequence) for sequence in sequences) / 6 == pytest.approx(loss, abs=1e-5)
 
 
-def test_it_learns(lm):
+def learn(lm: LstmLm, sequences: list[list[int]], passes: int, folder: Path) -> list[float]:
+    """Losses of batches; a sequence stays by itself."""
+    losses = []
+    training = LmTraining(passes, batch_tokens=240, max_tokens=max(map(len, sequences)), learning_rate=0.02)
+    fit(lm, sequences, training, folder, lambda done, total, loss: losses.append(loss))
+    return losses
+
+
+def test_it_learns(lm, tmp_path):
     cycle = [n % 5 + 1 for n in range(12)]
-    losses = fit(lm, [cycle[start:] for start in range(5)] * 8, epochs=40, learning_rate=0.02)
+    losses = learn(lm, [cycle[start:] for start in range(5)] * 8, 40, tmp_path)
     assert losses[0] > 2.0
     assert losses[-1] < 0.4
     assert not lm.training
     assert score(fused(lm), [1, 2, 3, 4, 5]) > score(fused(lm), [1, 3, 2, 5, 4]) + 5
     with pytest.raises(ValueError, match="no token to learn from"):
-        fit(lm, [[]])
+        fit(lm, [[]], LmTraining(), tmp_path)
 
 
 def test_saved_and_loaded(lm, tmp_path):
@@ -75,7 +85,7 @@ def test_saved_and_loaded(lm, tmp_path):
         NeuralLm.load(tmp_path)
 
 
-def test_fusion_prefers_what_the_model_knows(lm):
+def test_fusion_prefers_what_the_model_knows(lm, tmp_path):
     torch.manual_seed(0)
     model, enc, lengths = runtime_of(), torch.randn(1, 24, 32).numpy(), np.array([24])
 
@@ -85,7 +95,7 @@ def test_fusion_prefers_what_the_model_knows(lm):
     plain = search()
     assert search(lm=fused(lm), lm_scale=0.0) == plain
     other = plain[1].tokens
-    fit(lm, [other] * 8, epochs=200, learning_rate=0.02)
+    learn(lm, [other] * 8, 200, tmp_path)
     assert math.exp(score(fused(lm), other) / len(other)) > 0.5
     found = search(lm=fused(lm), lm_scale=1.0)
     assert found[0].tokens == other != plain[0].tokens
