@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.export import sherpa
+from sumix_stream.timebase import Timebase
 
 MAX_SYMBOLS = 10  # tokens a frame in sherpa-onnx; ours are asked for as many
 PACKETS = [1, 7, 160, 1000, 4801, 333]  # samples, in turn
@@ -28,9 +29,9 @@ PROGRAM = str(_BESIDE) if _BESIDE.is_file() else shutil.which(SERVER)
 NEEDED = f"{SERVER} is not installed (pip install sherpa-onnx-bin)"
 
 
-def padded(samples: np.ndarray, context: ChunkContext) -> np.ndarray:
+def padded(samples: np.ndarray, context: ChunkContext, timebase: Timebase | None = None) -> np.ndarray:
     """Samples with the zeros that a client of sherpa-onnx has to send after them."""
-    return np.concatenate([samples, np.zeros(sherpa.padding(len(samples), context), np.float32)])
+    return np.concatenate([samples, np.zeros(sherpa.padding(len(samples), context, timebase), np.float32)])
 
 
 def packets(samples: np.ndarray, first: int) -> Iterator[np.ndarray]:

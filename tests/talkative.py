@@ -25,6 +25,9 @@ MIXERS = {
     "expdecay": {"mixer": "summary", "summary_variant": "expdecay", "decay": 0.9},
     "attention": {"mixer": "attention"},
 }
+KINDS = {  # what varies besides the conformer's mixer
+    "by eight": {"subsampling": 8},
+}
 SMALL = EncoderConfig(dim=32, num_layers=2, ffn_dim=48, num_heads=4, conv_kernel=7, subsampling_channels=8)
 
 
@@ -43,13 +46,13 @@ class LetterTokenizer:
 @cache
 @torch.inference_mode(False)  # cached, so it must not depend on the test that asks first
 def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Transducer:
-    """A small model under one of MIXERS.
+    """A small model under one of MIXERS or KINDS.
 
     Encoder and last token weigh about equally in its joiner, and blank wins more often than not: about a token each
     second frame, several in some. Its predictor forgets fast, so that rounding differences do not grow.
     """
     config = ModelConfig(
-        encoder=replace(SMALL, **MIXERS[mixer], **encoder),
+        encoder=replace(SMALL, **(MIXERS | KINDS)[mixer], **encoder),
         predictor=PredictorConfig(embed_dim=24, hidden_dim=24),
         joiner_dim=32,
         ctc=False,

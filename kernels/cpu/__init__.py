@@ -29,6 +29,7 @@ from sumix_kernels.cpu.products import (
     padded,
     panels,
 )
+from sumix_kernels.cpu.separable_front_end import step_separable_front_end
 
 __all__ = [
     "HAS_BF16",
@@ -54,5 +55,6 @@ __all__ = [
     "step_front_end",
     "step_layers",
     "step_lstms",
+    "step_separable_front_end",
     "summarise",
 ]

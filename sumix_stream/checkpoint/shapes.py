@@ -73,9 +73,15 @@ def _conformer(config: EncoderConfig) -> Shapes | None:
     if config.kind != "conformer" or mixer is None:
         return None
     shapes: Shapes = {f"{front}.feature_{name}": (NUM_BINS,) for name in ("mean", "std")}
-    for name, inputs in (("conv1", 1), ("conv2", channels)):
-        shapes |= {f"{front}.{name}.weight": (channels, inputs, 3, 3), f"{front}.{name}.bias": (channels,)}
-    shapes |= _linear(f"{front}.out", dim, channels * NUM_BINS // 4) | _norm(f"{front}.norm", dim)
+    convolutions = {"conv1": (1, 3), "conv2": (channels, 3)}  # channels that each reads, and taps either way
+    if config.subsampling == 8:
+        separable = {"depthwise": (1, 3), "pointwise": (channels, 1)}
+        later = {f"stages.{stage}.{name}": sizes for stage in (0, 1) for name, sizes in separable.items()}
+        convolutions = {"conv1": (1, 3)} | later
+    for name, (inputs, taps) in convolutions.items():
+        shapes |= {f"{front}.{name}.weight": (channels, inputs, taps, taps), f"{front}.{name}.bias": (channels,)}
+    bins = -(-NUM_BINS // config.subsampling)
+    shapes |= _linear(f"{front}.out", dim, channels * bins) | _norm(f"{front}.norm", dim)
     layer = mixer | _norm("mixer_norm", dim) | _norm("conv_norm", dim) | _norm("norm", dim)
     layer |= {"conv.weight": (dim, config.conv_kernel), "conv.bias": (dim,)}
     layer |= _linear("conv.expand", 2 * dim, dim) | _norm("conv.norm", dim) | _linear("conv.out", dim, dim)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sumix_stream.config.checks import require, require_choice, require_range
 from sumix_stream.registry import ENCODERS, MIXERS
+from sumix_stream.timebase import Timebase
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class EncoderConfig:
     num_heads: int = 4  # attention heads; blocks of the block-diagonal projections of `full`
     decay: float = 0.995  # expdecay: weight of a frame at distance 1
     conv_kernel: int = 15  # encoder frames, odd
-    subsampling_channels: int = 32  # of the two first convolutions
+    subsampling: int = 4  # feature frames of an encoder frame: 4 (40 ms) | 8 (80 ms, depthwise-separable convolutions)
+    subsampling_channels: int = 32  # of the front end's convolutions
     dropout: float = 0.1  # share of activations set to 0 in training
 
     def __post_init__(self) -> None:
@@ -27,11 +29,17 @@ class EncoderConfig:
         require_choice(self, "kind", ENCODERS.names)
         require_choice(self, "mixer", MIXERS.names)
         require_choice(self, "summary_variant", ("fast", "full", "lite", "expdecay"))
+        require(self, "subsampling", self.subsampling in (4, 8), "4 or 8")
         require(self, "decay", 0 < self.decay <= 1, "above 0 and at most 1")
         require(self, "conv_kernel", self.conv_kernel % 2 == 1, "odd (the convolution is centred)")
         require_range(self, "dropout", 0, 1)
         if self.mixer == "attention" or self.summary_variant == "full":
             require(self, "num_heads", self.dim % self.num_heads == 0, f"a divisor of dim ({self.dim})")
+
+    @property
+    def timebase(self) -> Timebase:
+        """The clock of an encoder of this configuration."""
+        return Timebase(subsampling=self.subsampling)
 
 
 @dataclass(frozen=True)

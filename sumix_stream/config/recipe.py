@@ -24,6 +24,7 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         require_choice(self, "task", TASKS.names)
+        self.chunks.frames(self.model.encoder.timebase)
         names, best = [name for name in self.data.valid_sets if name], self.train.best_by
         if best and best not in names:
             nearest = difflib.get_close_matches(best, names, n=1)

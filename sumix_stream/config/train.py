@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from sumix_stream.config.checks import path_field, require, require_choice, require_chunk_size, require_range
+from sumix_stream.config.checks import (
+    ConfigError,
+    path_field,
+    require,
+    require_choice,
+    require_chunk_size,
+    require_range,
+)
 from sumix_stream.config.data import SpecAugmentConfig
+from sumix_stream.timebase import Timebase, format_duration
+
+SHORTEST_CHUNK, LONGEST_CHUNK = 0.32, 1.28  # seconds, of dynamic chunk training (arXiv 2409.07165)
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,8 @@ class ChunkConfig:
     """Dynamic chunk training: the distribution contexts are drawn from (arXiv 2409.07165)."""
 
     full_probability: float = 0.4  # share of full context, without chunks
-    min_chunk: int = 8  # encoder frames
-    max_chunk: int = 32  # encoder frames
+    min_chunk: int | None = None  # encoder frames; null = 320 ms
+    max_chunk: int | None = None  # encoder frames; null = 1280 ms
     limited_left_probability: float = 0.75  # of the rest, share with limited left context
     min_left: int = 2  # chunks
     max_left: int = 32  # chunks
@@ -46,10 +56,24 @@ class ChunkConfig:
 
     def __post_init__(self) -> None:
         require_range(self, "full_probability limited_left_probability", 0, 1)
-        require_range(self, "min_chunk", 1)
-        require_range(self, "max_chunk", self.min_chunk)
+        require_range(self, "min_chunk max_chunk", 1)
+        if self.min_chunk is not None:
+            require_range(self, "max_chunk", self.min_chunk)
         require_range(self, "min_left", 0)
         require_range(self, "max_left", self.min_left)
+
+    def frames(self, timebase: Timebase) -> tuple[int, int]:
+        """The shortest and the longest chunk in a model's encoder frames. Raises ConfigError for none between them."""
+        least, most = (
+            timebase.encoder_frames(seconds) if given is None else given
+            for given, seconds in ((self.min_chunk, SHORTEST_CHUNK), (self.max_chunk, LONGEST_CHUNK))
+        )
+        if least > most:
+            raise ConfigError(
+                f"chunks.max_chunk must be at least chunks.min_chunk, got {most} after {least} encoder frames of "
+                f"{format_duration(timebase.encoder_frame_seconds)}: give both"
+            )
+        return least, most
 
 
 @dataclass(frozen=True)

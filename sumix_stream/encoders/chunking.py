@@ -4,6 +4,7 @@ import random
 
 from sumix_stream.config import ChunkConfig
 from sumix_stream.context import BEYOND_ANY_LENGTH, ChunkContext
+from sumix_stream.timebase import Timebase
 
 
 class ChunkSampler:
@@ -12,11 +13,13 @@ class ChunkSampler:
     Args:
         config: the distribution.
         seed: of the run; together with the step it determines the draw.
+        timebase: the model's; None = frames of 40 ms.
     """
 
-    def __init__(self, config: ChunkConfig, seed: int) -> None:
+    def __init__(self, config: ChunkConfig, seed: int, timebase: Timebase | None = None) -> None:
         self.config = config
         self.seed = seed
+        self._sizes = config.frames(timebase or Timebase())
 
     def draw(self, step: int, batch_size: int | None = None) -> ChunkContext:
         """Context of a step: one for the batch, or one for each of `batch_size` utterances if so configured."""
@@ -36,7 +39,7 @@ class ChunkSampler:
         config = self.config
         if rng.random() < config.full_probability:
             return None, None
-        chunk_size = rng.randint(config.min_chunk, config.max_chunk)
+        chunk_size = rng.randint(*self._sizes)
         if rng.random() < config.limited_left_probability:
             return chunk_size, rng.randint(config.min_left, config.max_left)
         return chunk_size, None

@@ -13,7 +13,7 @@ from sumix_stream.encoders.base import FusedMixer
 from sumix_stream.encoders.convolution import ChunkConvolution
 from sumix_stream.encoders.masking import mask_frames
 from sumix_stream.encoders.states import EncoderState, LayerState
-from sumix_stream.encoders.subsampling import ConvSubsampling
+from sumix_stream.encoders.subsampling import make_subsampling
 from sumix_stream.features import NUM_BINS
 from sumix_stream.registry import MIXERS
 from sumix_stream.timebase import Timebase
@@ -111,10 +111,8 @@ class ConformerEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, timebase: Timebase | None = None) -> None:
         super().__init__()
         self.config = config
-        self.timebase = timebase or Timebase()
-        self.subsampling = ConvSubsampling(
-            NUM_BINS, config.subsampling_channels, config.dim, config.dropout, self.timebase
-        )
+        self.timebase = timebase or config.timebase
+        self.subsampling = make_subsampling(config, self.timebase)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
     def forward(self, feats: Tensor, lengths: Tensor, context: ChunkContext) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,14 @@ class SubsamplingState(NamedTuple):
     hidden: Tensor
 
 
+class SeparableSubsamplingState(NamedTuple):
+    """The same of three stages: (B, 1, F), (B, H, 1, F/2), (B, H, 1, F/4)."""
+
+    feats: Tensor
+    hidden: Tensor
+    hidden2: Tensor
+
+
 class LayerState(NamedTuple):
     """Of one conformer layer: the mixer's past and the convolution's last k//2 inputs (B, k//2, D)."""
 
@@ -60,7 +68,7 @@ class EncoderState(NamedTuple):
     """Everything an encoder keeps of a stream's past under a fixed context."""
 
     context: ChunkContext
-    subsampling: SubsamplingState
+    subsampling: SubsamplingState | SeparableSubsamplingState
     layers: tuple[LayerState, ...]
 
     @property

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sumix_stream.timebase import Timebase
+
 METRICS, RUNS, VALIDATION = "metrics.jsonl", "runs.jsonl", "valid.json"
 PICTURES, PICTURE_LIST = "pictures", "pictures.json"
 
@@ -49,6 +51,12 @@ class RunRecords:
     @property
     def recipe(self) -> dict[str, Any]:
         return self.starts[-1].get("recipe", {}) if self.starts else {}
+
+    @property
+    def timebase(self) -> Timebase:
+        """The clock of the run's model; runs before there was a choice have 40 ms."""
+        encoder = (self.recipe.get("model") or {}).get("encoder") or {}
+        return Timebase(subsampling=encoder.get("subsampling", 4))
 
     def valid_cuts(self, name: str = "") -> list[str]:
         """The manifests of a validation set; the name of a plain list is empty."""

@@ -12,7 +12,7 @@ from sumix_stream.report.picture_figures import picture_figures
 from sumix_stream.report.players import audio_of
 from sumix_stream.report.records import RunRecords
 from sumix_stream.tasks.checkpoint import write_text_atomically
-from sumix_stream.timebase import Timebase, format_duration
+from sumix_stream.timebase import format_duration
 
 REPORT = "report.html"
 MOST_UTTERANCES = 8  # with most errors, of each set
@@ -197,7 +197,7 @@ def _error_table(run: RunRecords) -> Iterator[str]:
         content, chunk = decoded.content, decoded.content.get("chunk_size")
         low_high = content.get("interval95")
         final = (content.get("final") or {}).get("median")
-        seconds = None if chunk is None else Timebase().encoder_frame_time(chunk)
+        seconds = None if chunk is None else run.timebase.encoder_frame_time(chunk)
         rows.append(
             (
                 (Path(decoded.cuts).name.split(".")[0], chunk or 10**9, _left(content, 10**9), decoded.name),

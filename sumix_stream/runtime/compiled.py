@@ -129,9 +129,10 @@ class CompiledRuntime:
         num_rows = kernels.filled_up(B * num_frames, kernels.ROWS)
         rows = np.zeros((num_rows, kernels.filled_up(dim, kernels.WIDTH)), np.float32)
         (mean, scale, *convolution), end = self._packed.front_end
-        past_at = self._at["subsampling.feats"], self._at["subsampling.hidden"]
-        states = before, after, *past_at
-        kernels.step_front_end(feats, lengths, mean, scale, *states, *convolution, *end, out_lengths, rows)
+        states = before, after, *(at for name, at in self._at.items() if name.startswith("subsampling."))
+        by_four = self.timebase.subsampling == 4
+        step_front_end = kernels.step_front_end if by_four else kernels.step_separable_front_end
+        step_front_end(feats, lengths, mean, scale, *states, *convolution, *end, out_lengths, rows)
         given = rows, out_lengths, num_frames, before, after
         if self.pause is None:
             kernels.step_layers(*given, *self._layers)
@@ -205,6 +206,8 @@ def _state(weights: Weights, context: ChunkContext) -> dict[str, np.ndarray]:
         "subsampling.feats": (1, NUM_BINS),
         "subsampling.hidden": (config.subsampling_channels, 1, (NUM_BINS + 1) // 2),
     }
+    if config.subsampling == 8:
+        parts["subsampling.hidden2"] = config.subsampling_channels, 1, (NUM_BINS + 3) // 4
     for layer in range(config.num_layers):
         shapes = (kept, config.dim), (compensations, config.dim), (kept,)
         parts |= {f"layers.{layer}.mixer.{name}": shape for name, shape in zip(_SUMMARY, shapes, strict=True)}
@@ -232,23 +235,38 @@ class _Packed:
         return kernels.panels(self._array(f"{name}.weight")), kernels.padded(self._array(f"{name}.bias"))
 
     def _of_front_end(self, bf16: bool) -> tuple[tuple, tuple]:
-        """Arguments of `step_front_end` before and after the states."""
+        """Arguments of `step_front_end`, or of `step_separable_front_end`, before and after the states."""
 
         def array(name: str) -> np.ndarray:
             return self._array(f"encoder.subsampling.{name}")
 
         channels, dim = self._config.encoder.subsampling_channels, self._config.encoder.dim
         taps = np.ascontiguousarray(array("conv1.weight")[:, 0].transpose(1, 2, 0))
-        weights = array("conv2.weight").transpose(2, 0, 3, 1).reshape(3, channels, -1)  # over frames
-        biases = np.zeros((3, channels), np.float32)
-        biases[0] = array("conv2.bias")
-        biases = kernels.padded(biases)
+        later = self._separable_stages(array) if self._config.encoder.subsampling == 8 else self._second_stage(array)
         channels_last = array("out.weight").reshape(dim, channels, -1).swapaxes(1, 2)
-        channels_last = np.pad(channels_last, ((0, 0), (0, 0), (0, biases.shape[1] - channels))).reshape(dim, -1)
+        width = kernels.filled_up(channels, kernels.WIDTH)
+        channels_last = np.pad(channels_last, ((0, 0), (0, 0), (0, width - channels))).reshape(dim, -1)
         pair_width = channels_last.shape[1] if bf16 else 0  # even, as WIDTH is
         begin = array("feature_mean"), 1 / array("feature_std"), taps, array("conv1.bias")
-        end = kernels.panels(weights), biases, kernels.panels(channels_last, bf16), kernels.padded(array("out.bias"))
+        end = *later, kernels.panels(channels_last, bf16), kernels.padded(array("out.bias"))
         return begin, (*end, pair_width, array("norm.weight"), array("norm.bias"), _EPS)
+
+    def _second_stage(self, array: Callable[[str], np.ndarray]) -> tuple:
+        weights = array("conv2.weight").transpose(2, 0, 3, 1).reshape(3, len(array("conv2.bias")), -1)  # over frames
+        biases = np.zeros((3, weights.shape[1]), np.float32)
+        biases[0] = array("conv2.bias")
+        return kernels.panels(weights), kernels.padded(biases)
+
+    def _separable_stages(self, array: Callable[[str], np.ndarray]) -> tuple:
+        return tuple(
+            (
+                np.ascontiguousarray(array(f"{stage}.depthwise.weight").reshape(-1, 9).T),
+                array(f"{stage}.depthwise.bias"),
+                kernels.panels(array(f"{stage}.pointwise.weight")[:, :, 0, 0]),
+                kernels.padded(array(f"{stage}.pointwise.bias")),
+            )
+            for stage in ("stages.0", "stages.1")
+        )
 
     def _of_layers(self, bf16: bool) -> tuple:
         """Arguments of `step_layers` after the states and their places."""

@@ -49,7 +49,7 @@ class Weights:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self.config, self.vocab_size, self.timebase = config, vocab_size, timebase or Timebase()
+        self.config, self.vocab_size, self.timebase = config, vocab_size, timebase or config.encoder.timebase
         self.source, self.device, self.precision, self.cuda_graph = source, device, precision, cuda_graph
         self.module = module
         if arrays is not None:

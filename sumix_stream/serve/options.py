@@ -15,7 +15,7 @@ from sumix_stream.streaming.endpointing import OWN, Endpointing, Own
 from sumix_stream.streaming.second_pass import SecondPass
 from sumix_stream.streaming.stream import StreamingRecognizer
 
-CHUNKS = (4, 64)  # encoder frames: a shorter chunk costs its server several times as much
+CHUNKS = (0.16, 2.56)  # seconds: a shorter chunk costs its server several times as much
 MOST_LEFT = 64  # chunks: what a stream keeps of each is 1 kB a layer and more
 MOST_BEAM = 8
 MOST_HOTWORDS, LONGEST_HOTWORD, MOST_SCORE = 100, 100, 10.0  # phrases, characters, nats a token
@@ -84,7 +84,8 @@ class Offer:
     def describe(self) -> dict:
         """For clients: the keys, and what is allowed."""
         seconds, own = self._own.timebase.encoder_frame_time, self._own.context.chunk_size
-        chunks = [own, own] if self._bound else [min(CHUNKS[0], own), max(CHUNKS[1], own)]
+        least, most = self._sizes
+        chunks = [own, own] if self._bound else [min(least, own), max(most, own)]
         return {
             "chunk_seconds": [seconds(size) for size in chunks],
             "left_context": [self._own.context.left_context] * 2 if self._bound else [0, MOST_LEFT],
@@ -145,9 +146,16 @@ class Offer:
             raise Wrong(f"{key}: this server's model was exported for chunks of {seconds:g} s, {own}; leave it out")
         return {} if context == own else {"context": context}
 
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """The shortest and the longest chunk in encoder frames."""
+        least, most = map(self._own.timebase.encoder_frames, CHUNKS)
+        return least, most
+
     def _chunk(self, value: Any) -> int:
         own, timebase = self._own.context.chunk_size, self._own.timebase
-        low, high = (f"{round(1000 * timebase.encoder_frame_time(size))}ms" for size in CHUNKS)
+        least, most = self._sizes
+        low, high = (f"{round(1000 * timebase.encoder_frame_time(size))}ms" for size in (least, most))
         step = f"{round(1000 * timebase.encoder_frame_seconds)}ms"
         allowed = f"a duration such as 640ms, {low} to {high} in steps of {step}"
         try:
@@ -156,7 +164,7 @@ class Offer:
             size = ChunkContext.parse(value, None, timebase).chunk_size
         except ValueError:
             raise Wrong(f"chunk must be {allowed}") from None
-        if size != own and (size is None or not CHUNKS[0] <= size <= CHUNKS[1]):
+        if size != own and (size is None or not least <= size <= most):
             raise Wrong(f"chunk must be {allowed}")
         return size
 

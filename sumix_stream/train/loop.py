@@ -99,7 +99,7 @@ class Trainer:
         self._frozen = frozen_parts(model, config.freeze)
         self._contexts = self._fixed_context = None
         if config.chunk_size == "dynamic":
-            self._contexts = ChunkSampler(recipe.chunks, config.seed)
+            self._contexts = ChunkSampler(recipe.chunks, config.seed, model.timebase)
         else:
             self._fixed_context = self._parse_context("chunk_size", config.left_context)
         self._valid_context = self._parse_context("valid_chunk_size", config.valid_left_context)

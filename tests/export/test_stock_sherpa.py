@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import stock_sherpa
 from stock_sherpa import NEEDED, PROGRAM, padded, stock_server
+from talkative import KINDS, talkative_model
 
 from sumix_stream.context import ChunkContext
 
@@ -20,6 +21,16 @@ def test_the_stock_recogniser_gives_the_same_tokens(context, bundle, expected, s
     assert largest > 2
     for tokens, samples in zip(found, audio, strict=True):
         assert tokens == expected("fast", context, samples)
+        assert tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_encoders_give_the_same_tokens(kind, bundle, expected, sounds):
+    context, timebase = CONTEXTS[0], talkative_model(kind).timebase
+    audio = [padded(samples, context, timebase) for samples in sounds[:3]]
+    found, _ = stock_sherpa.recognise(bundle("sherpa-onnx", kind, context), audio, least=3)
+    for tokens, samples in zip(found, audio, strict=True):
+        assert tokens == expected(kind, context, samples)
         assert tokens
 
 

@@ -44,11 +44,11 @@ def frames_of(B, T, D, glu, device, dtype=torch.float32):
     return torch.randn(B, T, (1 + glu) * D, device=device).to(dtype)
 
 
-@pytest.mark.parametrize("chunk_size", (1, 7, 16, 32, 100, None))
+@pytest.mark.parametrize("chunk_size", (1, 7, 16, 40, 100, None))
 def test_equals_naive(chunk_size, triton_device, poisoned_memory):
     dtype, glu = DTYPES[(chunk_size or 2) % 3], chunk_size != 16
-    lengths = ragged_lengths(100, chunk_size or 100)
-    check(frames_of(len(lengths), 100, 3, glu, triton_device, dtype), lengths, chunk_size, 15, glu=glu)
+    lengths = ragged_lengths(40, chunk_size or 40)
+    check(frames_of(len(lengths), 40, 3, glu, triton_device, dtype), lengths, chunk_size, 15, glu=glu)
 
 
 @pytest.mark.gpu
@@ -82,7 +82,7 @@ def test_offsets_beyond_32_bits(glu):
 
 
 @pytest.mark.parametrize("k", (1, 3, 31, 63))
-@pytest.mark.parametrize("num_frames", (1, 40))
+@pytest.mark.parametrize("num_frames", (1, 24))
 def test_taps(num_frames, k, triton_device, poisoned_memory):
     """Kernels longer than the utterance and than the chunk included."""
     glu = k != 31
@@ -92,9 +92,9 @@ def test_taps(num_frames, k, triton_device, poisoned_memory):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_chunk_size_for_each_utterance(dtype, triton_device, poisoned_memory):
-    chunk_size = torch.tensor([3, 16, 1, LIMITS, 70])
-    x = frames_of(5, 70, 3, True, triton_device, dtype)
-    check(x, torch.tensor([70, 63, 70, 70, 0]), chunk_size, glu=True)
+    chunk_size = torch.tensor([3, 16, 1, LIMITS, 40])
+    x = frames_of(5, 40, 3, True, triton_device, dtype)
+    check(x, torch.tensor([40, 33, 40, 40, 0]), chunk_size, glu=True)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
@@ -115,15 +115,15 @@ def test_segments(triton_device, monkeypatch, poisoned_memory):
 
     for segment in (5, 16, 23):
         monkeypatch.setattr(triton, "MIN_SEGMENT", segment)
-        check(frames_of(2, 50, 2, True, triton_device), torch.tensor([50, 31]), torch.tensor([9, 50]), 15, glu=True)
+        check(frames_of(2, 30, 2, True, triton_device), torch.tensor([30, 19]), torch.tensor([9, 30]), 15, glu=True)
 
 
 @pytest.mark.parametrize("glu", (False, True))
 def test_strides(glu, triton_device):
-    width, lengths = 10 if glu else 5, torch.tensor([64, 40])
-    channels_first = torch.randn(2, width, 64, device=triton_device).transpose(1, 2)
-    some_channels = torch.randn(2, 64, width + 3, device=triton_device)[:, :, 3:]
-    every_other_frame = torch.randn(2, 128, width, device=triton_device)[:, ::2]
+    width, lengths = 10 if glu else 5, torch.tensor([24, 15])
+    channels_first = torch.randn(2, width, 24, device=triton_device).transpose(1, 2)
+    some_channels = torch.randn(2, 24, width + 3, device=triton_device)[:, :, 3:]
+    every_other_frame = torch.randn(2, 48, width, device=triton_device)[:, ::2]
     for x in (channels_first, some_channels, every_other_frame, channels_first[:1].expand(2, -1, -1)):
         check(x, lengths, 9, 5, glu=glu)
 
@@ -137,13 +137,13 @@ def test_an_expanded_gradient(triton_device):
     assert torch.equal(expanded, torch.autograd.grad(y, x, torch.ones_like(y))[0])
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
-    num_frames=st.integers(1, 70),
+    num_frames=st.integers(1, 40),
     dim=st.integers(1, 40),
     half=st.integers(0, 12),
-    chunk_size=st.one_of(st.none(), st.integers(1, 70)),
-    lengths=st.lists(st.integers(0, 70), min_size=1, max_size=3),
+    chunk_size=st.one_of(st.none(), st.integers(1, 40)),
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3),
     dtype=st.sampled_from(DTYPES),
     glu=st.booleans(),
 )
@@ -157,12 +157,12 @@ def test_fuzz(triton_device, num_frames, dim, half, chunk_size, lengths, dtype, 
 @pytest.mark.parametrize("backend", ("triton", "torch"))
 @pytest.mark.parametrize("glu", (False, True))
 def test_padding_is_never_read(glu, backend, triton_device):
-    x, lengths = frames_of(2, 70, 4, glu, triton_device), torch.tensor([37, 70], device=triton_device)
+    x, lengths = frames_of(2, 36, 4, glu, triton_device), torch.tensor([19, 36], device=triton_device)
     weight = torch.randn(4, 15, device=triton_device, requires_grad=True)
     found = []
     for value in (0.0, torch.nan, torch.inf):
         frames = x.clone()
-        frames[0, 37:] = value
+        frames[0, 19:] = value
         frames.requires_grad_()
         y = K.chunk_conv1d(frames, weight, None, lengths, torch.tensor([16, 3]), glu=glu, backend=backend)
         weights = torch.where(padding_of(x, lengths), value, 1.0).expand(y.shape)
@@ -193,11 +193,11 @@ def test_extreme_gates(triton_device):
 
 
 def test_deterministic(triton_device):
-    x = frames_of(2, 90, 33, True, triton_device, torch.bfloat16).requires_grad_()
-    weight, bias = (torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((33, 15), (33,)))
+    x = frames_of(2, 30, 7, True, triton_device, torch.bfloat16).requires_grad_()
+    weight, bias = (torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((7, 15), (7,)))
 
     def run():
-        lengths = torch.tensor([90, 77], device=triton_device)
+        lengths = torch.tensor([30, 17], device=triton_device)
         y = K.chunk_conv1d(x, weight, bias, lengths, 16, glu=True, backend="triton")
         return y, *torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))
 
@@ -227,9 +227,9 @@ def test_only_the_input_is_kept(triton_device):
 @pytest.mark.parametrize("glu", (False, True))
 def test_registration(glu, triton_device):
     """The library's own checks: schema, fake kernel, autograd; chunk sizes given as an int and as a tensor."""
-    x = frames_of(2, 20, 3, glu, triton_device).requires_grad_()
+    x = frames_of(2, 9, 3, glu, triton_device).requires_grad_()
     weight, bias = (torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((3, 5), (3,)))
-    lengths, each = (torch.tensor(values, device=triton_device) for values in ([20, 9], [4, 7]))
+    lengths, each = (torch.tensor(values, device=triton_device) for values in ([9, 5], [4, 7]))
     library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, bias, lengths, 8, None, glu))
     library.opcheck(torch.ops.sumix.chunk_conv1d.default, (x, weight, None, lengths, 0, each, glu))
 
@@ -239,10 +239,10 @@ def test_compiled_as_a_single_op(chunk_size, triton_device):
     def convolve(x, weight, bias, lengths):
         return 2 * K.chunk_conv1d(x + 1, weight, bias, lengths, chunk_size, glu=True, backend="triton")
 
-    inputs = [torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((2, 40, 6), (3, 5), (3,))]
-    lengths = torch.tensor([33, 9], device=triton_device)
+    inputs = [torch.randn(*shape, device=triton_device, requires_grad=True) for shape in ((2, 16, 6), (3, 5), (3,))]
+    lengths = torch.tensor([13, 9], device=triton_device)
     compiled = torch.compile(convolve, fullgraph=True, backend="aot_eager", dynamic=True)
-    for num_frames in (40, 33):
+    for num_frames in (16, 13):
         x = inputs[0][:, :num_frames]
         outputs = [f(x, *inputs[1:], lengths) for f in (compiled, convolve)]
         assert torch.equal(*outputs)

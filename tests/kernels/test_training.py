@@ -1,6 +1,7 @@
 """The compiled branches of training against the modules in fp64: outputs, every gradient, dropout, threads, choice."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,19 +161,42 @@ def test_front_end(branches, num_frames, channels, threads, poisoned_memory, num
     wide = copy.deepcopy(convolutions).double()
     out = branches.front_end(x, *convolutions, lengths)
 
+    check_front_end(out, x, lengths, convolutions, wide)
+
+
+def check_front_end(out, x, lengths, modules, wide):
+    """Output and gradients against stages of convolutions in fp64, one after another."""
     y, y_lengths = x.double()[:, None], lengths
-    for convolution in wide:
+    for stage in wide:
         valid = torch.arange(y.shape[2]) < y_lengths[:, None]
         # A frame of zeros before, at most one after; a bin of zeros on either side.
         y = nn.functional.pad(y * valid[:, None, :, None], (1, 1, 1, 1))
-        y, y_lengths = nn.functional.silu(convolution(y)), (y_lengths + 1) // 2
+        y, y_lengths = nn.functional.silu(stage(y)), (y_lengths + 1) // 2
     expected = y.transpose(1, 2).transpose(2, 3).flatten(2)  # bins first, channels last
     weights = torch.randn_like(out)
     out.backward(weights)
     expected.backward(weights.double())
     assert_close_as(out, expected, torch.float32)
-    for parameter, wanted in zip(convolutions.parameters(), wide.parameters(), strict=True):
+    for parameter, wanted in zip(modules.parameters(), wide.parameters(), strict=True):
         assert_close_as(parameter.grad, wanted.grad, torch.float32)
+
+
+@pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize("num_frames", (1, 2, 5, 8, 9, 133))
+def test_separable_front_end(branches, num_frames, threads, poisoned_memory, num_threads):
+    num_threads(threads)
+    lengths = torch.tensor([num_frames, num_frames - num_frames // 3, 0])
+    x = torch.randn(3, num_frames, 80) * (torch.arange(num_frames) < lengths[:, None])[:, :, None]
+    conv1, stages = nn.Conv2d(1, 5, 3, stride=2), nn.ModuleList()
+    for _ in range(2):
+        parts = {"depthwise": nn.Conv2d(5, 5, 3, stride=2, groups=5), "pointwise": nn.Conv2d(5, 5, 1)}
+        stages.append(nn.ModuleDict(parts))
+    modules = nn.ModuleList([conv1, stages])
+    wide = copy.deepcopy(modules).double()
+    given = [SimpleNamespace(**dict(stage.items())) for stage in stages]
+    out = branches.separable_front_end(x, conv1, given, lengths)
+    later = [nn.Sequential(*stage.values()) for stage in wide[1]]
+    check_front_end(out, x, lengths, modules, nn.ModuleList([wide[0], *later]))
 
 
 @pytest.mark.parametrize("variant", ("fast", "lite", "attention"))

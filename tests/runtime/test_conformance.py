@@ -7,7 +7,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from talkative import MIXERS, sound, talkative_model
+from talkative import KINDS, MIXERS, sound, talkative_model
 from textbook import textbook
 
 from sumix_stream.context import ChunkContext
@@ -29,10 +29,17 @@ CASES = [
     for mixer in MIXERS
     for context in (FINITE, ChunkContext(8, None), ChunkContext(5, 0), ChunkContext(1, 1), FULL)
     if reason_against(kind, Weights.of(talkative_model(mixer)), context) is None
+] + [
+    (kind, other, context)
+    for kind in CHECKPOINTS
+    for other in KINDS
+    for context in (FINITE, ChunkContext(5, None), FULL)
+    if reason_against(kind, Weights.of(talkative_model(other)), context) is None
 ]
 BUNDLES = [  # some of those that tests/export makes
     ("sherpa-onnx", "fast", ChunkContext(8, 2)),
     ("onnx", "fast", ChunkContext(8, 0)),
+    ("sherpa-onnx", "by eight", FINITE),
     *(
         pytest.param("sherpa-onnx", mixer, context, marks=pytest.mark.slow)
         for mixer, context in [("lite", ChunkContext(16, 1)), ("expdecay", FINITE), ("attention", ChunkContext(8, 1))]

@@ -48,7 +48,7 @@ class Transducer(nn.Module):
             raise ValueError(f"vocab_size counts blank and at least one token, got {vocab_size}")
         self.config = config
         self.vocab_size = vocab_size
-        self.timebase = timebase or Timebase()
+        self.timebase = timebase or config.encoder.timebase
         self.encoder = make_encoder(config.encoder, self.timebase)
         self.predictor = LstmPredictor(config.predictor, vocab_size, self.blank_id)
         dim = config.encoder.dim
