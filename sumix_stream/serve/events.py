@@ -28,6 +28,7 @@ class Partial(NamedTuple):
     """The open segment so far.
 
     stable: words at its beginning that no later audio changes.
+    tokens, timestamps: of the text.
     """
 
     segment: int
@@ -35,6 +36,8 @@ class Partial(NamedTuple):
     text: str
     words: Sequence[Word]
     stable: int
+    tokens: Sequence[str] = ()
+    timestamps: Sequence[float] = ()
 
 
 class Progress(NamedTuple):
@@ -117,8 +120,28 @@ class EventKind(str, Enum):
 
 
 class Event(NamedTuple):
-    """Something for a session's client, as it is sent."""
+    """Something for a session's client, as it is sent, or as it happened where it is written later."""
 
     kind: EventKind
     text: str = ""
     close_code: int | None = None  # after the message, the connection ends
+    happened: Happened | None = None
+
+
+KINDS = {
+    Started: EventKind.STARTED,
+    Partial: EventKind.PARTIAL,
+    Progress: EventKind.PROGRESS,
+    Final: EventKind.FINAL,
+    SpeechStarted: EventKind.SPEECH_STARTED,
+    SpeechStopped: EventKind.SPEECH_STOPPED,
+    Done: EventKind.DONE,
+    Failed: EventKind.ERROR,
+}
+
+
+def as_happened(happened: Happened) -> Event:
+    """For a protocol whose messages depend on what was sent before: it writes them itself."""
+    kind = KINDS[type(happened)]
+    close_code = happened.close_code if kind is EventKind.ERROR else 1000 if kind is EventKind.DONE else None
+    return Event(kind, "", close_code, happened)
