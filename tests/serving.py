@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from talkative import LetterTokenizer, sound, talkative_model
+from textbook import transcribe_masked
 
+from sumix_stream.audio import resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
@@ -33,9 +35,10 @@ def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
 @asynccontextmanager
 async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
     """(server, port); `limits` as of Limits, but for the server's own options. Nothing may be left when it ends."""
-    given = {name: limits.pop(name) for name in ("token", "access", "base_path", "tls", "workers") if name in limits}
+    own = ("token", "access", "base_path", "listeners", "log_text")
+    given = {name: limits.pop(name) for name in (*own, "tls", "workers") if name in limits}
     spawn = Spawn(make_recognizer, given["workers"]) if given.get("workers", 1) > 1 else None
-    options = {name: given[name] for name in ("token", "access", "base_path") if name in given}
+    options = {name: given[name] for name in own if name in given}
     server = Server(recognizer or make_recognizer(), Limits(**limits), spawn=spawn, **options)
     sock = socket.create_server(("127.0.0.1", 0))
     if send_buffer:
@@ -46,6 +49,13 @@ async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer:
     finally:
         await server.stop()
     assert (server.num_streams, server.num_sessions, server.metrics.value("sumix_streams")) == (0, 0, 0)
+
+
+def reference(samples: np.ndarray, rate: int = RATE) -> list[str]:
+    """Pieces of the whole utterance by the masked forward under the context of make_recognizer."""
+    heard = resample(samples if samples.dtype == np.float32 else samples / np.float32(32768), rate)
+    (found,) = transcribe_masked(talkative_model(), LetterTokenizer(), [heard], ChunkContext(8, 4))
+    return [LetterTokenizer().piece(token) for token in found.tokens]
 
 
 def uri(port: int, query: str = "", scheme: str = "ws") -> str:
