@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
+import pytest
 from talkative import LetterTokenizer, sound, talkative_model
 from textbook import transcribe_masked
 
@@ -24,6 +25,7 @@ from sumix_stream.streaming.stream import StreamingRecognizer
 
 RATE = 16_000
 _RULES = Endpointing.sherpa(rule3=1.5)  # of make_recognizer
+LETTERS = "abcdefghijklmnopqrstuvw"  # that LetterTokenizer writes
 PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)
 
 
@@ -49,6 +51,17 @@ async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer:
     finally:
         await server.stop()
     assert (server.num_streams, server.num_sessions, server.metrics.value("sumix_streams")) == (0, 0, 0)
+
+
+def spell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let LetterTokenizer encode, for hotwords; 0 stands for what it cannot write."""
+
+    def encode(self: LetterTokenizer, text: str) -> list[int]:
+        return [LETTERS.find(letter) + 1 for letter in text.replace(" ", "")]
+
+    own = {"unk_id": 0, "encode": encode, "unknown_characters": lambda self, text: set(text) - set(LETTERS)}
+    for name, value in own.items():
+        monkeypatch.setattr(LetterTokenizer, name, value, raising=False)
 
 
 def reference(samples: np.ndarray, rate: int = RATE) -> list[str]:

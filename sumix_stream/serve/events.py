@@ -120,12 +120,12 @@ class EventKind(str, Enum):
 
 
 class Event(NamedTuple):
-    """Something for a session's client, as it is sent, or as it happened where it is written later."""
+    """Something for a session's client, as it is sent."""
 
     kind: EventKind
     text: str = ""
     close_code: int | None = None  # after the message, the connection ends
-    happened: Happened | None = None
+    happened: Happened | None = None  # of `carry`
 
 
 KINDS = {
@@ -140,8 +140,11 @@ KINDS = {
 }
 
 
-def as_happened(happened: Happened) -> Event:
-    """For a protocol whose messages depend on what was sent before: it writes them itself."""
-    kind = KINDS[type(happened)]
-    close_code = happened.close_code if kind is EventKind.ERROR else 1000 if kind is EventKind.DONE else None
-    return Event(kind, "", close_code, happened)
+def close_code_of(happened: Happened) -> int | None:
+    """A websocket's close code where this is the last thing that happens in a session."""
+    return happened.close_code if isinstance(happened, Failed) else 1000 if isinstance(happened, Done) else None
+
+
+def carry(happened: Happened) -> Event:
+    """The `write` of a session whose messages are made elsewhere, such as where the connection is: the value itself."""
+    return Event(KINDS[type(happened)], "", close_code_of(happened), happened)

@@ -109,9 +109,9 @@ def read_start(message: dict, offer: Offer | None = None) -> tuple[AudioFormat, 
 
 def write(happened: Happened) -> Event | None:
     """The message of something that happened."""
-    event = events.as_happened(happened)
-    text = _WRITERS.get(type(happened), _fields)(event.kind.value, happened)
-    return Event(event.kind, text, event.close_code)
+    kind = events.KINDS[type(happened)]
+    text = _WRITERS.get(type(happened), _fields)(kind.value, happened)
+    return Event(kind, text, events.close_code_of(happened))
 
 
 def _fields(kind: str, happened: Happened) -> str:

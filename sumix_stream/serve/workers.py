@@ -44,7 +44,7 @@ _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of
 class Message(Enum):
     """What the network's process tells a worker: (message, number of the session, value)."""
 
-    OPEN = "open"  # value: the sample rate in Hz, options, and how what happens is written
+    OPEN = "open"  # value: the sample rate in Hz, options, and what writes messages (a function of a module)
     AUDIO = "audio"  # value: samples (S,)
     COMMIT = "commit"
     END = "end"  # value: what then ends the stream, None = that all is said
@@ -83,8 +83,8 @@ class RemoteSession:
         report: Report,
         write: Write = protocol.write,
     ) -> None:
-        self.worker, self.number, self.sample_rate = worker, number, sample_rate
-        self.report, self.write = report, write
+        self.worker, self.number, self.sample_rate, self.report = worker, number, sample_rate, report
+        self.write = write
         self.wanted = self._chunk = wanted  # samples that complete the next chunk, as far as is known; of a first one
         self.closed = False
         self._buffer = ChunkBuffer()
@@ -204,7 +204,7 @@ class Workers:
     def open(
         self, sample_rate: int, report: Report, options: StreamOptions = DEFAULTS, *, write: Write = protocol.write
     ) -> RemoteSession:
-        """A new session for audio of `sample_rate` Hz; `write` must be picklable."""
+        """A new session for audio of `sample_rate` Hz; `write` is picklable."""
         context = options.context or self._recognizer.context
         wanted = missing_samples(self._recognizer.timebase, context.chunk_size, sample_rate)
         worker = min(
@@ -289,7 +289,8 @@ class _Worker(WorkerProcess):
         session.closed = True
         error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
-        session.report([session.write(error.failed)])
+        if (event := session.write(error.failed)) is not None:
+            session.report([event])
 
 
 def _keep_memory() -> None:
@@ -359,5 +360,6 @@ def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions, Write], 
         new, seen = session.num_commits - seen, session.num_commits
         reports.append((number, session.num_taken, session.wanted, events, new))
 
-    session = engine.open(asked[0], report, asked[1], write=asked[2])
+    sample_rate, options, write = asked
+    session = engine.open(sample_rate, report, options, write=write)
     return session

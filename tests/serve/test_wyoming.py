@@ -5,7 +5,7 @@ import contextlib
 import json
 
 import numpy as np
-from serving import PCM, RATE, expected, healthy, library, make_recognizer, reference, run, serving, until
+from serving import PCM, RATE, expected, healthy, library, make_recognizer, reference, run, serving, spell, until
 from talkative import LetterTokenizer, sound, talkative_model
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -104,7 +104,9 @@ def test_channels_are_averaged():
     assert transcript(run(test)) == joined([hypothesis.text for hypothesis in expected(mean)]) != ""
 
 
-def test_names_and_terms_are_hotwords_of_one_utterance():
+def test_names_and_terms_are_hotwords_of_one_utterance(monkeypatch):
+    spell(monkeypatch)
+
     async def test():
         listening = listener()
         async with serving(listeners=[listening]), client_of(listening) as client:

@@ -64,9 +64,7 @@ class Intake:
         options = options or DEFAULTS
         self._latency = self._server.offer.latency_seconds(options)
         self.second_pass = self._server.offer.started(options).second_pass
-        self.session = self._server.open_session(
-            self._audio.sample_rate, self._report, options, write=events.as_happened
-        )
+        self.session = self._server.open_session(self._audio.sample_rate, self._report, options, write=events.carry)
 
     async def take(self, message: bytes) -> None:
         """Audio in the form that was given to `start`; waits until there is room. Raises ProtocolError."""
@@ -119,7 +117,7 @@ class Intake:
         self._stop(fault)
         if self.session is not None:
             self.session.close()
-        self._receive(events.as_happened(fault.failed))
+        self._receive(events.carry(fault.failed))
 
     def close(self, reason: str) -> None:
         """Nothing more is received."""
