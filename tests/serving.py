@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -82,7 +83,12 @@ def run(test: Callable[[], Awaitable]) -> object:
 
 def expected(samples: np.ndarray, rate: int = RATE, endpoint: float = 1.5) -> list[Hypothesis]:
     """Segments of a stream that has the recogniser for itself."""
-    recognizer = make_recognizer(endpoint)
+    return _expected(samples.tobytes(), samples.dtype.str, rate, endpoint)
+
+
+@cache
+def _expected(audio: bytes, dtype: str, rate: int, endpoint: float) -> list[Hypothesis]:
+    samples, recognizer = np.frombuffer(audio, dtype), make_recognizer(endpoint)
     stream, found = recognizer.create_stream(), []
     recognizer.accept_waveform(stream, rate, samples)
     recognizer.input_finished(stream)

@@ -130,7 +130,7 @@ async def last_words(port: int, messages: list) -> tuple[int, str]:
 def test_faults_close_with_a_reason_and_healthy_streams_are_unharmed():
     async def test():
         port_of = listener()
-        async with serving(listeners=[port_of], idle_seconds=1.0, max_seconds=14.0, max_streams=20) as (server, port):
+        async with serving(listeners=[port_of], idle_seconds=2.0, max_seconds=14.0, max_streams=20) as (server, port):
             steady = asyncio.create_task(healthy(port, realtime=True))
             theirs = port_of.address.port
             found = await asyncio.gather(*(last_words(theirs, messages) for messages, _, _ in FAULTS.values()))

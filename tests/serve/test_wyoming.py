@@ -188,7 +188,7 @@ async def last_words(port: int, sent: bytes) -> str | None:
 def test_each_fault_is_one_error_event_and_healthy_streams_are_unharmed():
     async def test():
         listening = listener()
-        limits = {"idle_seconds": 1.0, "max_seconds": 14.0, "max_streams": 40}
+        limits = {"idle_seconds": 2.0, "max_seconds": 14.0, "max_streams": 40}
         async with serving(listeners=[listening], **limits) as (server, port):
             steady = asyncio.create_task(healthy(port, realtime=True))
             found = await asyncio.gather(*(last_words(listening.address.port, sent) for sent, _ in FAULTS.values()))
