@@ -4,10 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 
 import numpy as np
+import pytest
 from talkative import LetterTokenizer, sound, talkative_model
+from textbook import transcribe_masked
 
+from sumix_stream.audio import resample
 from sumix_stream.context import ChunkContext
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.hypothesis import Hypothesis
@@ -22,6 +26,7 @@ from sumix_stream.streaming.stream import StreamingRecognizer
 
 RATE = 16_000
 _RULES = Endpointing.sherpa(rule3=1.5)  # of make_recognizer
+LETTERS = "abcdefghijklmnopqrstuvw"  # that LetterTokenizer writes
 PCM = (sound(4.0, seed=5) * 32767).astype(np.int16)
 
 
@@ -33,9 +38,10 @@ def make_recognizer(endpoint: float = 1.5) -> StreamingRecognizer:
 @asynccontextmanager
 async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer: int = 0, **limits) -> AsyncIterator:
     """(server, port); `limits` as of Limits, but for the server's own options. Nothing may be left when it ends."""
-    given = {name: limits.pop(name) for name in ("token", "access", "base_path", "tls", "workers") if name in limits}
+    own = ("token", "access", "base_path", "listeners", "log_text")
+    given = {name: limits.pop(name) for name in (*own, "tls", "workers") if name in limits}
     spawn = Spawn(make_recognizer, given["workers"]) if given.get("workers", 1) > 1 else None
-    options = {name: given[name] for name in ("token", "access", "base_path") if name in given}
+    options = {name: given[name] for name in own if name in given}
     server = Server(recognizer or make_recognizer(), Limits(**limits), spawn=spawn, **options)
     sock = socket.create_server(("127.0.0.1", 0))
     if send_buffer:
@@ -46,6 +52,24 @@ async def serving(recognizer: StreamingRecognizer | None = None, *, send_buffer:
     finally:
         await server.stop()
     assert (server.num_streams, server.num_sessions, server.metrics.value("sumix_streams")) == (0, 0, 0)
+
+
+def spell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let LetterTokenizer encode, for hotwords; 0 stands for what it cannot write."""
+
+    def encode(self: LetterTokenizer, text: str) -> list[int]:
+        return [LETTERS.find(letter) + 1 for letter in text.replace(" ", "")]
+
+    own = {"unk_id": 0, "encode": encode, "unknown_characters": lambda self, text: set(text) - set(LETTERS)}
+    for name, value in own.items():
+        monkeypatch.setattr(LetterTokenizer, name, value, raising=False)
+
+
+def reference(samples: np.ndarray, rate: int = RATE) -> list[str]:
+    """Pieces of the whole utterance by the masked forward under the context of make_recognizer."""
+    heard = resample(samples if samples.dtype == np.float32 else samples / np.float32(32768), rate)
+    (found,) = transcribe_masked(talkative_model(), LetterTokenizer(), [heard], ChunkContext(8, 4))
+    return [LetterTokenizer().piece(token) for token in found.tokens]
 
 
 def uri(port: int, query: str = "", scheme: str = "ws") -> str:
@@ -59,7 +83,12 @@ def run(test: Callable[[], Awaitable]) -> object:
 
 def expected(samples: np.ndarray, rate: int = RATE, endpoint: float = 1.5) -> list[Hypothesis]:
     """Segments of a stream that has the recogniser for itself."""
-    recognizer = make_recognizer(endpoint)
+    return _expected(samples.tobytes(), samples.dtype.str, rate, endpoint)
+
+
+@cache
+def _expected(audio: bytes, dtype: str, rate: int, endpoint: float) -> list[Hypothesis]:
+    samples, recognizer = np.frombuffer(audio, dtype), make_recognizer(endpoint)
     stream, found = recognizer.create_stream(), []
     recognizer.accept_waveform(stream, rate, samples)
     recognizer.input_finished(stream)

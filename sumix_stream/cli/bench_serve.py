@@ -31,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=left_context,
         help="chunks seen before its own, or unlimited; 4",
     )
-    against = "the same load on: bf16 = our server with --precision bf16, bundle = with the exported model"
-    against += ", second-pass = with segments of 5 s that are heard again"
-    against += ", sherpa = the stock sherpa-onnx server"
-    add("--against", nargs="+", default=[], choices=("bf16", "bundle", "sherpa", "second-pass"), help=against)
+    against = "the same load on: bf16 = our server with --precision bf16, bundle and int8 = with the exported model, in"
+    against += " fp32 and int8, second-pass = with segments of 5 s that are heard again, sherpa and sherpa-int8 = the"
+    against += " stock sherpa-onnx server with the same two bundles"
+    contenders = ("bf16", "bundle", "int8", "sherpa", "sherpa-int8", "second-pass")
+    add("--against", nargs="+", default=[], choices=contenders, help=against)
     add("--bundle", type=Path, help="sherpa-onnx bundle of the model and context; default: it is exported")
+    add("--bundle-int8", type=Path, help="the same with int8 weights, from bin/export --int8; default: it is made")
     add("--bound", type=float, help="seconds of p99 chunk latency that still count as real time; default one chunk")
     add("--repeats", default=3, type=int, help="searches for the most streams in real time; default 3, 0 = none")
     add("--most", default=1024, type=int, help="streams that the search does not go beyond; default 1024")
@@ -50,7 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, command: str) -> int:
     from sumix_stream.bench.serve import commands
 
-    names = ("model", "out", "clients", "seconds", "chunk", "left_context", "bundle", "bound", "most", "hostile")
+    names = (
+        "model",
+        "out",
+        "clients",
+        "seconds",
+        "chunk",
+        "left_context",
+        "bundle",
+        "bundle_int8",
+        "bound",
+        "most",
+        "hostile",
+    )
     chosen = {name: getattr(args, name) for name in (*names, "repeats", "packets", "cores", "threads", "seed")}
     chosen |= {"audio": tuple(args.audio), "against": tuple(args.against)}
     try:

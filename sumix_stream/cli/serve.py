@@ -44,6 +44,13 @@ def arguments() -> argparse.Namespace:
     add("--tls-cert", type=Path, help="certificate chain (PEM); browsers give a microphone only to https or localhost")
     add("--tls-key", type=Path, help="its private key (PEM)")
     add("--log-text", action="store_true", help="put recognised text into the log")
+    where = "[HOST:]PORT for clients of {}, beside the server's own; without HOST loopback, port 0 = any free one"
+    add("--wyoming", metavar="ADDRESS", help=where.format("Wyoming, such as Home Assistant"))
+    add("--vosk", metavar="ADDRESS", help=where.format("vosk-server"))
+    add("--sherpa", metavar="ADDRESS", help=where.format("sherpa-onnx's streaming server"))
+    no_token = "let those ports take clients though this server asks for a token: their protocols have none"
+    add("--allow-unauthenticated", action="store_true", help=no_token)
+    add("--language", action="append", default=[], help="that the model knows, for --wyoming; repeatable; default en")
     search_options.add_arguments(parser)
     return parser.parse_args()
 
@@ -67,9 +74,18 @@ def main(args: argparse.Namespace) -> int:
         streams_per_client=args.streams_per_client,
         trusted_proxies=args.trusted_proxies,
     )
+    listeners = commands.make_listeners(
+        access,
+        args.wyoming,
+        args.vosk,
+        args.sherpa,
+        allow_unauthenticated=args.allow_unauthenticated,
+        model=Path(args.model).resolve().name,
+        languages=args.language,
+    )
     tls = commands.tls_context(args.tls_cert, args.tls_key)
     options = {"access": access, "base_path": args.base_path, "tls": tls, "log_text": args.log_text}
-    options["workers"] = args.workers
+    options |= {"workers": args.workers, "listeners": listeners}
     return commands.run(partial(search_options.streaming_recognizer, args), args.host, args.port, limits, **options)
 
 

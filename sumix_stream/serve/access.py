@@ -205,10 +205,13 @@ class Access:
         """Whether a request shows a token, if one is needed."""
         return not self.accounts or self.account(asked) is not None
 
-    def admit(self, asked: Asked) -> Refusal | Grant:
-        """Whether a request may stream; a grant is to be closed when the stream is over."""
-        account = self.account(asked)
-        if self.accounts and account is None:
+    def admit(self, asked: Asked, needs_token: bool = True) -> Refusal | Grant:
+        """Whether a request may stream; a grant is to be closed when the stream is over.
+
+        needs_token: of a server that has tokens; False where its protocol has no place for one.
+        """
+        account = self.account(asked) if needs_token else None
+        if self.accounts and account is None and needs_token:
             return unauthorised()
         if not self._from_here(asked):
             text = "pages of other sites may not stream to this server; see --allow-origin\n"

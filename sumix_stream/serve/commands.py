@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -15,6 +14,10 @@ from sumix_stream.serve import pacing
 from sumix_stream.serve.access import ANYBODY, Access, Account, Origins, read_networks, read_tokens
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event, set_up
+from sumix_stream.serve.protocols.listener import Listener, is_loopback, read_address
+from sumix_stream.serve.protocols.sherpa import Sherpa
+from sumix_stream.serve.protocols.vosk import Vosk
+from sumix_stream.serve.protocols.wyoming import PROGRAM, Wyoming
 from sumix_stream.serve.server import Server
 from sumix_stream.serve.workers import Spawn, default_workers
 from sumix_stream.streaming.stream import StreamingRecognizer
@@ -67,11 +70,42 @@ def make_access(
     return Access(accounts, Origins(origins), streams_per_client, read_networks(trusted_proxies))
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def make_listeners(
+    access: Access,
+    wyoming: str | None = None,
+    vosk: str | None = None,
+    sherpa: str | None = None,
+    *,
+    allow_unauthenticated: bool = False,
+    model: str = "",
+    languages: Sequence[str] = (),
+) -> list[Listener]:
+    """Ports of other protocols, each [HOST:]PORT. Raises ValueError naming the option and what is wrong with it.
+
+    Args:
+        allow_unauthenticated: these protocols have no token: of a server that asks for one they are refused without
+            this.
+        model, languages: what clients are told of the model; no languages = en.
+    """
+    given = {"wyoming": wyoming, "vosk": vosk, "sherpa": sherpa}
+    listeners: list[Listener] = []
+    for name, text in given.items():
+        if text is None:
+            continue
+        try:
+            address = read_address(text)
+        except ValueError as error:
+            raise ValueError(f"--{name} {error}") from None
+        if access.accounts and not allow_unauthenticated:
+            raise ValueError(
+                f"--{name}: this protocol has no token, and the server asks for one: everybody who reaches {address} "
+                "could stream; leave it out, or add --allow-unauthenticated"
+            )
+        if name == "wyoming":
+            listeners.append(Wyoming(address, model or PROGRAM, languages or ("en",)))
+        else:
+            listeners.append(Vosk(address) if name == "vosk" else Sherpa(address))
+    return listeners
 
 
 def run(
@@ -85,22 +119,28 @@ def run(
     base_path: str = "",
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
+    listeners: Sequence[Listener] = (),
 ) -> int:
     """Serve until SIGTERM or SIGINT, then let open streams finish; a second signal ends at once. The exit code.
 
     make: makes the recogniser; with several workers each process calls it, so it must be picklable.
     workers: processes that recognise (of one: a thread); None = `workers.default_workers`.
     access: who may stream; None = everybody.
+    listeners: ports of other protocols.
     """
     set_up()
     access = access or Access()
-    if not access.accounts and not _is_loopback(host):
-        log_event(_log, "no token: everybody who reaches this address may stream", logging.WARNING, host=host)
+    unprotected = [] if access.accounts else [host]
+    for reachable in unprotected + [listener.address.host for listener in listeners]:
+        if not is_loopback(reachable):
+            log_event(_log, "no token: everybody who reaches this address may stream", logging.WARNING, host=reachable)
     recognizer = make()
     sys.setswitchinterval(_SWITCH_SECONDS)
     workers = default_workers(recognizer) if workers is None else workers
     spawn = None if workers == 1 else Spawn(make, workers)
-    server = Server(recognizer, limits, spawn=spawn, access=access, base_path=base_path, log_text=log_text)
+    server = Server(
+        recognizer, limits, spawn=spawn, access=access, base_path=base_path, log_text=log_text, listeners=listeners
+    )
     return pacing.run(_serve(server, host, port, tls))
 
 
@@ -128,6 +168,7 @@ async def _serve(server: Server, host: str, port: int, tls: ssl.SSLContext | Non
         workers=server.num_workers,
         runtime=recognizer.runtime.name,
         device=recognizer.runtime.device,
+        **{listener.name: str(listener.address) for listener in server.listeners},
     )
     waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(_until_failed(server))]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

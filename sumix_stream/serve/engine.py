@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
+from sumix_stream.search.greedy import Emissions
 from sumix_stream.serve import events, protocol
 from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.metrics import Metrics
@@ -258,7 +259,8 @@ class Engine:
             return events.Progress(decoded)
         text, words = session.transcript.read(found)
         stable = session.transcript.num_complete(found.tokens[: stream.num_stable])
-        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)))
+        tokens, times = self._tokens(session, found)
+        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)), tokens, times)
 
     def _commit(self, session: Session) -> None:
         """A chunk's time is charged for it, as it is decoded to the last sample."""
@@ -301,8 +303,8 @@ class Engine:
         self, session: Session, number: int, decoded: float, reason: str, second_pass: bool, final: Final
     ) -> events.Final:
         recognizer, found = session.recognizer, final.emissions
-        timebase, tokenizer = recognizer.timebase, recognizer.tokenizer
-        text, words = Transcript(tokenizer, timebase).read(found)
+        tokenizer = recognizer.tokenizer
+        text, words = Transcript(tokenizer, recognizer.timebase).read(found)
         alternatives = ()
         if recognizer.search.options.nbest > 1:
             alternatives = [
@@ -314,12 +316,16 @@ class Engine:
             reason,
             text,
             words,
-            [tokenizer.piece(token) for token in found.tokens],
-            [timebase.encoder_frame_time(frame) for frame in found.frames],
+            *self._tokens(session, found),
             final.streaming.text if second_pass else None,
             final.heard_again,
             alternatives,
         )
+
+    def _tokens(self, session: Session, found: Emissions) -> tuple[list[str], list[float]]:
+        """Pieces and their times."""
+        pieces = list(map(session.recognizer.tokenizer.piece, found.tokens))
+        return pieces, [self._seconds(session, frame) for frame in found.frames]
 
     def _note_speech(self, session: Session) -> None:
         """Speech begins with the first token after a silence."""

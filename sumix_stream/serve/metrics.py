@@ -18,7 +18,9 @@ class Metrics:
         self.max_streams = Gauge("sumix_max_streams", "Streams allowed at a time", registry=registry)
         self.connections = Gauge("sumix_connections", "Connections open now, streaming or not", registry=registry)
         self.workers = Gauge("sumix_workers_responsive", "Workers that recognise and answer", registry=registry)
-        self.opened = Counter("sumix_streams_opened", "Streams accepted", registry=registry)
+        of = ["protocol"]
+        self.open = Gauge("sumix_protocol_streams", "Streams open now, by their protocol", of, registry=registry)
+        self.opened = Counter("sumix_streams_opened", "Streams accepted, by their protocol", of, registry=registry)
         self.refused = Counter("sumix_refused", "Streams refused before the upgrade", ["reason"], registry=registry)
         self.errors = Counter("sumix_errors", "Streams ended with an error", ["code"], registry=registry)
         self.audio = Counter("sumix_audio_seconds", "Audio taken in", registry=registry)
@@ -42,5 +44,6 @@ class Metrics:
         return generate_latest(self._registry).decode()
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample, 0 if it does not exist yet."""
-        return self._registry.get_sample_value(name, labels) or 0.0
+        """The sum of the samples that have these labels, 0 if there is none yet."""
+        samples = (sample for metric in self._registry.collect() for sample in metric.samples)
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())

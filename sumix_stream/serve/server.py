@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 import uuid
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server as WebsocketServer
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sumix_stream.serve import http, protocol
-from sumix_stream.serve.access import ANYBODY, Access, Account, Grant, Refusal, unauthorised
+from sumix_stream.serve.access import ANYBODY, Access, Account, Asked, Grant, Refusal, unauthorised
 from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
 from sumix_stream.serve.events import Event, EventKind
@@ -27,14 +28,17 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import Offer
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
+from sumix_stream.serve.protocols.listener import Connected, Listener
 from sumix_stream.serve.reading import Client, Mailbox, last_words
-from sumix_stream.serve.workers import Spawn, Workers
+from sumix_stream.serve.session import Session
+from sumix_stream.serve.workers import RemoteSession, Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
 _AT_ONCE = 4  # connections taken before other sockets get their turn again: a crowd must not hold up who streams
 _WAITING = 1024  # connections that the system keeps meanwhile
+OWN = "sumix"  # name of the protocol of PROTOCOL.md, in logs and metrics
 
 
 class Server:
@@ -48,6 +52,7 @@ class Server:
         access: who may stream, instead of `token`.
         base_path: below which its paths are, such as /asr; a proxy may take it away.
         log_text: put recognised text into the log.
+        listeners: ports where other protocols are spoken, within the same limits.
 
     Raises ValueError for an empty token, and for more streams than the process may have open files.
     """
@@ -62,6 +67,7 @@ class Server:
         access: Access | None = None,
         base_path: str = "",
         log_text: bool = False,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self.recognizer, self.limits = recognizer, within_open_files(limits or Limits())
         if token is not None:
@@ -71,20 +77,20 @@ class Server:
         self.metrics = Metrics()
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
-        self._log_text = log_text
+        self.log_text, self.listeners = log_text, listeners
         self._engine: Engine | Workers = (
             Engine(recognizer, self.metrics)
             if spawn is None
             else Workers(recognizer, spawn, self.metrics, self.limits.unresponsive_seconds)
         )
-        self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
-        self._sockets: set[ServerConnection] = set()
-        self._waiting: dict[ServerConnection, None] = {}  # that do not stream, oldest first
+        self._admitted: set[Connected] = set()  # from before the upgrade until the socket is closed
+        self._sockets: set[Connected] = set()
+        self._waiting: dict[Connected, None] = {}  # that do not stream, oldest first
         self._outboxes: set[Outbox] = set()
-        self._offer = Offer(recognizer)
+        self.offer = Offer(recognizer)
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
-        self._mailbox: Mailbox | None = None
+        self.mailbox: Mailbox | None = None
         self._server: WebsocketServer | None = None
 
     async def start(
@@ -96,7 +102,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
-        self._mailbox = Mailbox()
+        self.mailbox = Mailbox()
         await asyncio.to_thread(self._engine.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
@@ -105,7 +111,7 @@ class Server:
             **where,
             ssl=tls,
             process_request=self._answer,
-            create_connection=self._connection,
+            create_connection=self.connection,
             compression=None,  # audio does not shrink, and a small message could unpack into a large one
             max_size=limits.max_message_bytes,
             max_queue=_MAX_QUEUE,
@@ -118,6 +124,8 @@ class Server:
         for listening in self._server.sockets:
             with listening.dup() as same:
                 same.listen(_WAITING)
+        for listener in self.listeners:
+            await listener.start(self)
         return self._server.sockets[0].getsockname()[1]
 
     async def stop(self, drain_seconds: float | None = None) -> None:
@@ -130,13 +138,17 @@ class Server:
         fault = ProtocolError("going_away", "the server is shutting down", protocol.GOING_AWAY)
         for outbox in list(self._outboxes):
             outbox.put(last_words(fault))
+        for listener in self.listeners:
+            listener.end_all(fault)
         closing = time.monotonic() + min(1.0, self.limits.send_seconds)
-        while self._outboxes and time.monotonic() < closing:
+        while (self._outboxes or any(listener.talks for listener in self.listeners)) and time.monotonic() < closing:
             await asyncio.sleep(0.02)
-        self._server.close()
+        for listening in (self._server, *self.listeners):
+            listening.close()
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
-        await self._server.wait_closed()
+        for listening in (self._server, *self.listeners):
+            await listening.wait_closed()
         await asyncio.to_thread(self._engine.stop)
         log_event(_log, "stopped")
 
@@ -168,11 +180,21 @@ class Server:
         """Streams that the recogniser keeps."""
         return self._engine.num_sessions
 
-    def _connection(self, *arguments: object, **options: object) -> ServerConnection:
+    def connection(self, *arguments: object, **options: object) -> GuardedConnection:
+        """One of a websocket, within the server's limits."""
         return _Connection(self, *arguments, **options)
 
-    def _made(self, connection: _Connection) -> None:
+    def open_session(self, *arguments: object, **options: object) -> Session | RemoteSession:
+        """A stream's session; see `Engine.open`."""
+        return self._engine.open(*arguments, **options)
+
+    def made(self, connection: Connected) -> None:
+        """There is a new socket. It does not stream."""
         self._sockets.add(connection)
+        self.wait(connection)
+
+    def wait(self, connection: Connected) -> None:
+        """A connection does not stream (any more); beyond so many of these the oldest is closed."""
         self._waiting[connection] = None
         if len(self._waiting) > self.limits.max_waiting:
             oldest = next(iter(self._waiting))
@@ -180,13 +202,19 @@ class Server:
             self.metrics.refused.labels(reason="crowd").inc()
             oldest.transport.abort()
 
-    def _lost(self, connection: _Connection) -> None:
+    def lost(self, connection: Connected) -> None:
+        """A socket is closed."""
         self._sockets.discard(connection)
         self._waiting.pop(connection, None)
-        if connection.grant is not None:
+        self.leave(connection)
+
+    def leave(self, connection: Connected) -> None:
+        """Its stream is over, if it had one."""
+        if connection in self._admitted:
+            self._admitted.discard(connection)
             connection.grant.close()
-        self._admitted.discard(connection)
-        self.metrics.streams.set(len(self._admitted))
+            self.metrics.open.labels(protocol=connection.protocol_name).dec()
+            self.metrics.streams.set(len(self._admitted))
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """The response to an HTTP request; None lets it stream."""
@@ -221,7 +249,12 @@ class Server:
         return http.answer(connection, HTTPStatus.NOT_FOUND, "nothing is here; the page is at /\n")
 
     def _admit(self, connection: _Connection, request: Request) -> Response | None:
-        granted = self.access.admit(http.asked(connection, request))
+        refusal = self.admit(connection, http.asked(connection, request))
+        return None if refusal is None else http.refuse(connection, refusal)
+
+    def admit(self, connection: Connected, asked: Asked, needs_token: bool = True) -> Refusal | None:
+        """Why a connection may not stream; None: it may, and counts as a stream until it leaves or is lost."""
+        granted = self.access.admit(asked, needs_token)
         if isinstance(granted, Grant) and self.draining:
             text = "draining: this server is shutting down and takes no new streams\n"
             granted = _unavailable(granted, "draining", text)
@@ -230,12 +263,13 @@ class Server:
             granted = _unavailable(granted, "full", text)
         if isinstance(granted, Refusal):
             self.metrics.refused.labels(reason=granted.reason).inc()
-            log_event(_log, "refused", reason=granted.reason)
-            return http.refuse(connection, granted)
+            log_event(_log, "refused", reason=granted.reason, protocol=connection.protocol_name)
+            return granted
         connection.grant = granted
         self._admitted.add(connection)
         self._waiting.pop(connection, None)
-        self.metrics.opened.inc()
+        self.metrics.opened.labels(protocol=connection.protocol_name).inc()
+        self.metrics.open.labels(protocol=connection.protocol_name).inc()
         self.metrics.streams.set(len(self._admitted))
         return None
 
@@ -246,18 +280,18 @@ class Server:
         client = Client(
             connection,
             outbox,
-            self._mailbox,
+            self.mailbox,
             name,
             limits=self.limits,
             metrics=self.metrics,
             open_session=self._engine.open,
-            offer=self._offer,
+            offer=self.offer,
             spend=connection.grant.spend,
         )
         self._outboxes.add(outbox)
         account = connection.grant.account
         who = {} if account is None or account.name == ANYBODY else {"token": account.name}
-        log_event(_log, "opened", stream=name, **who)
+        log_event(_log, "opened", stream=name, protocol=connection.protocol_name, **who)
         outbox.put(Event(EventKind.READY, self._greeting()))
         reader = asyncio.create_task(client.read())
         connection.opened()
@@ -276,23 +310,23 @@ class Server:
         """Send what the outbox holds until it ends; why it ended."""
         loop = asyncio.get_running_loop()
         while (event := await outbox.get()) is not None:
-            too_slow = loop.call_later(self.limits.send_seconds, self._drop, connection)
+            too_slow = loop.call_later(self.limits.send_seconds, self.drop, connection)
             try:
                 await connection.send(event.text)
             except ConnectionClosed:
                 return "slow_reader" if connection.dropped else "disconnected"
             finally:
                 too_slow.cancel()
-            if self._log_text and event.kind is EventKind.FINAL:
+            if self.log_text and event.kind is EventKind.FINAL:
                 log_event(_log, "final", stream=name, result=event.text)
             if event.close_code is not None and not connection.dropped:
                 await connection.close(event.close_code)
                 return event.kind.value
         if outbox.overflowed and not connection.dropped:
-            self._drop(connection)
+            self.drop(connection)
         return "slow_reader" if connection.dropped else "disconnected"
 
-    def _drop(self, connection: _Connection) -> None:
+    def drop(self, connection: Connected) -> None:
         """End a connection whose reader is too slow: no message would reach it, a close frame neither."""
         if connection.dropped:
             return
@@ -311,7 +345,7 @@ class Server:
             max_seconds=self.limits.max_seconds,
             max_message_bytes=self.limits.max_message_bytes,
             idle_seconds=self.limits.idle_seconds,
-            options=self._offer.describe(),
+            options=self.offer.describe(),
         )
 
 
@@ -323,20 +357,21 @@ class _Connection(GuardedConnection):
         self._owner, self.limits = owner, owner.limits
         self.dropped = False  # its reader was too slow
         self.grant: Grant | None = None
+        self.protocol_name = OWN
 
     def on_slow(self) -> None:
-        self._owner._drop(self)
+        self._owner.drop(self)
 
     def on_large_request(self) -> None:
         self._owner.metrics.refused.labels(reason="request_size").inc()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._owner._made(self)
+        self._owner.made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._owner._lost(self)
+        self._owner.lost(self)
 
 
 def _unavailable(granted: Grant, reason: str, text: str) -> Refusal:

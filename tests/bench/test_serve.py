@@ -29,6 +29,10 @@ from sumix_stream.bench.serve.talk import Speech
 from sumix_stream.context import ChunkContext
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.limits import Limits
+from sumix_stream.serve.protocols.listener import Address
+from sumix_stream.serve.protocols.sherpa import Sherpa
+from sumix_stream.serve.protocols.vosk import Vosk
+from sumix_stream.serve.protocols.wyoming import Wyoming
 from sumix_stream.serve.server import Server
 from sumix_stream.streaming.recognizer import load
 from sumix_stream.streaming.stream import StreamingRecognizer
@@ -47,13 +51,13 @@ def talking(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def served(decode=None, **limits) -> Iterator[tuple[Server, int]]:
+def served(decode=None, listeners=(), **limits) -> Iterator[tuple[Server, int]]:
     """Our server in a thread; `decode` takes the place of its recogniser's and is given it."""
     recognizer = make_recognizer(endpoint=NO_ENDPOINT)
     if decode is not None:
         original = recognizer.decode
         recognizer.decode = lambda streams: decode(original, streams)
-    server, loop, ports = Server(recognizer, Limits(**limits)), asyncio.new_event_loop(), []
+    server, loop, ports = Server(recognizer, Limits(**limits), listeners=listeners), asyncio.new_event_loop(), []
     ready = threading.Event()
 
     async def start() -> None:
@@ -220,6 +224,24 @@ def test_verdicts(measured, reason):
     assert verdict.figures(measured, [], 0.64)["real_time"] == ("yes" if reason is None else "no")
 
 
+@pytest.mark.parametrize(
+    ("reference", "text", "rate"),
+    [
+        ("one two three four", "one two three four", 0.0),
+        ("one two three four", "two three four", 0.25),
+        ("one two three four", "one too three for four", 0.5),
+        ("", "one", 1.0),
+        ("one two", "", 1.0),
+    ],
+)
+def test_word_errors(reference, text, rate):
+    assert verdict.word_error_rate([reference], [text]) == rate
+    measured = latencies(0.1)
+    measured.texts = [(0, text)]
+    assert verdict.num_wrong(measured, [reference]) == (rate > 0)
+    assert verdict.num_wrong(measured, [reference], 0.25) == (rate > 0.25)
+
+
 def test_quantiles_are_ones_that_occurred():
     values = [(0.0, 0.001 * i) for i in range(1, 101)]
     assert verdict.quantiles(values) == pytest.approx({50: 51.0, 95: 96.0, 99: 100.0})
@@ -302,7 +324,7 @@ def test_the_report(tmp_path):
         tmp_path,
         rows,
         {"ours": [44, 48, 50], "sherpa": [40, 32, 20]},
-        dict.fromkeys(about, True),
+        {"ours": 0.0, "sherpa": 0.0123},
         about,
         facts,
         "bin/bench serve",
@@ -312,6 +334,7 @@ def test_the_report(tmp_path):
     assert "| ours | 8 | 100 |" in text and "no: p99 chunk latency over 0.64 s" in text
     assert "- ours: 1.50 (1.10, 1.50, 2.50) x the streams of sherpa" in text
     assert "| ours | 48 (44, 48, 50) |" in text
+    assert text.count("| none |") == 1 and "| 1.23 % |" in text
     with (tmp_path / "serve.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert [(row["contender"], row["clients"], row["real_time"]) for row in read][::3] == [
@@ -323,8 +346,11 @@ def test_the_report(tmp_path):
 
 
 def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
-    with served(max_streams=8, handshake_seconds=1.0, idle_seconds=1.0, send_seconds=1.0) as (server, port):
-        found = asyncio.run(HostileClients(port, 2, time.monotonic() + 3.0).run())
+    listeners = [kind(Address("127.0.0.1", 0)) for kind in (Wyoming, Vosk, Sherpa)]
+    limits = {"max_streams": 8, "handshake_seconds": 1.0, "idle_seconds": 1.0, "send_seconds": 1.0}
+    with served(listeners=listeners, **limits) as (server, port):
+        ports = {one.name: one.address.port for one in server.listeners}
+        found = asyncio.run(HostileClients(port, 2, time.monotonic() + 3.0, ports=ports).run())
         for _ in range(2000):
             if server.num_streams == server.num_sessions == 0:
                 break
@@ -336,6 +362,7 @@ def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
     assert found.get("1 GB message: closed with 1009") and found.get("1 GB in fragments: closed with 1009")
     assert found.get("crowd: HTTP 503")
     assert any(name.startswith("garbage: closed with 1007") for name in found)
+    assert kinds >= {"wyoming", "wyoming pings", "vosk", "sherpa"} and found.get("wyoming: told")
 
 
 def test_hostile_rows_compare_texts_and_memory(talking, tmp_path):

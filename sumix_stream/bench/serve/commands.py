@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,14 @@ from sumix_stream.bench.serve.clients import Plan, flood, run_load
 from sumix_stream.bench.serve.hostile import hostile_rows
 from sumix_stream.bench.serve.protocols import Ours, ServerProtocol, Stock
 from sumix_stream.bench.serve.servers import NEVER, ServerProcess, check_cores, pinned, start_ours, start_stock
+from sumix_stream.checkpoint.writing import write_directory_atomically
 from sumix_stream.context import ChunkContext
 from sumix_stream.tasks.checkpoint import load_model
 
 SUMIX = ("-m", "sumix_stream.cli.main")  # the commands, wherever the package is installed
-AGAINST = ("bf16", "bundle", "sherpa", "second-pass")
+AGAINST = ("bf16", "bundle", "int8", "sherpa", "sherpa-int8", "second-pass")
+_OF_BUNDLE, _OF_INT8 = {"bundle", "sherpa"}, {"int8", "sherpa-int8"}
+_TOLERANCE = 0.25  # of words under load, where inputs are quantised for a whole batch at once: no text is exact
 _SEGMENT = "5"  # seconds, where segments are heard again
 _FLOOD = 24  # streams at once, to find out what a server can do at most
 _PRESETS = ("tiny", "small", "medium", "large")
@@ -36,6 +40,7 @@ class Request:
     """What is asked for, as bin/bench reads it. Raises ValueError naming the option for what cannot be.
 
     model: a checkpoint, or a preset that gets untrained weights which emit tokens at the rate of speech.
+    bundle, bundle_int8: sherpa-onnx bundles of it; None = made now.
     bound: seconds that p99 chunk latency may have; None = one chunk.
     """
 
@@ -48,6 +53,7 @@ class Request:
     left_context: int | None = 4
     against: tuple[str, ...] = ()
     bundle: Path | None = None
+    bundle_int8: Path | None = None
     bound: float | None = None
     repeats: int = 3
     most: int = 1024
@@ -64,8 +70,10 @@ class Request:
             raise ValueError(f"--clients must be ascending numbers of 1 or more, such as 8,16,32, got {self.clients}")
         if unknown := [name for name in self.against if name not in AGAINST]:
             raise ValueError(f"--against must be some of {', '.join(AGAINST)}, got {unknown[0]!r}")
-        if self.bundle is not None and not {"bundle", "sherpa"} & set(self.against):
+        if self.bundle is not None and not (_OF_BUNDLE | _OF_INT8) & set(self.against):
             raise ValueError("--bundle is what --against uses: name bundle, sherpa or both there")
+        if self.bundle_int8 is not None and not _OF_INT8 & set(self.against):
+            raise ValueError("--bundle-int8 is what --against uses: name int8, sherpa-int8 or both there")
         if self.bound is not None and not self.bound > 0:
             raise ValueError(f"--bound must be above 0 s, got {self.bound} s")
         if self.most < 1:
@@ -93,7 +101,8 @@ class Contender:
         """Measure, once nothing of an earlier load is left; the others must be paused."""
         flood(self.server_protocol, self.server.port, [min(utterances, key=len)])
         measured = run_load(self.server_protocol, self.server.port, utterances, plan, self.server.meter)
-        return {"contender": self.name} | verdict.figures(measured, self.references, bound)
+        tolerance = _TOLERANCE if self.name in _OF_INT8 else 0.0
+        return {"contender": self.name} | verdict.figures(measured, self.references, bound, tolerance)
 
 
 def main(request: Request, say: Say = print) -> int:
@@ -144,9 +153,10 @@ def run(request: Request, say: Say = print) -> Path:
         names = ("ours", *request.against)
         contenders = [stack.enter_context(_contender(name, setup, utterances, say)) for name in names]
         rows, found = _measure(contenders, request, utterances, bound, say)
-    same = {one.name: one.references == contenders[0].references for one in contenders}
+    own = contenders[0].references
+    errors = {one.name: verdict.word_error_rate(own, one.references) for one in contenders}
     about = {one.name: one.about for one in contenders}
-    return report.write(request.out, rows, found, same, about, facts, request.command, request.plot)
+    return report.write(request.out, rows, found, errors, about, facts, request.command, request.plot)
 
 
 @dataclass
@@ -181,17 +191,35 @@ class Setup:
                 raise RuntimeError(f"the model cannot be exported: {done.stderr.strip()[-500:]}")
         return folder
 
+    @property
+    def bundle_int8(self) -> Path:
+        """The same with int8 weights, made now unless one is given."""
+        folder = self.request.bundle_int8 or self.request.out / "bundle-int8"
+        if not folder.is_dir():
+            from sumix_stream.export.export import FORMATS
+            from sumix_stream.export.quantise import quantise
+            from sumix_stream.runtime.bundle import CARD
+
+            def make(making: Path) -> None:
+                shutil.copytree(self.bundle, making, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD, "*.md"))
+                for name in FORMATS["sherpa-onnx"].quantised:
+                    quantise(making / name)
+
+            write_directory_atomically(folder, make)
+        return folder
+
     def serve(self, name: str, model: str, *options: str) -> ServerProcess:
         ends = (str(NEVER), str(NEVER), _SEGMENT if name == "second-pass" else str(NEVER))
         never = ["--endpoint", *ends, "--max-symbols", str(speaker.MAX_SYMBOLS)]
         left = "unlimited" if self.request.left_context is None else str(self.request.left_context)
-        chosen = [] if name == "bundle" else ["--chunk", self.request.chunk, "--left-context", left]
+        chosen = [] if name in ("bundle", "int8") else ["--chunk", self.request.chunk, "--left-context", left]
         workers = ["--workers", str(self.workers)]
         arguments = [*SUMIX, "serve", "--model", model, *workers, *chosen, *never, *options]
         return start_ours(name, arguments, self.request.out, self.cores, self.threads)
 
     def hostile_server(self, max_streams: int) -> ServerProcess:
-        return self.serve("ours", self.model, "--max-streams", str(max_streams), "--idle-seconds", "5")
+        others = (part for name in ("wyoming", "vosk", "sherpa") for part in (f"--{name}", "0"))
+        return self.serve("ours", self.model, "--max-streams", str(max_streams), "--idle-seconds", "5", *others)
 
     def start(self, name: str, utterances: Sequence[np.ndarray], say: Say) -> tuple[ServerProcess, ServerProtocol, str]:
         """A server, how it is spoken to, and its settings."""
@@ -205,21 +233,23 @@ class Setup:
             server = self.serve(name, self.model, "--max-streams", room, "--second-pass")
             about = f"our server, each {_SEGMENT} s heard again, {self.threads} threads, --workers {self.workers}"
             return server, self.ours, about
-        if name == "bundle":
-            server = self.serve(name, str(self.bundle), "--max-streams", room)
-            about = f"our server with the bundle, ONNX Runtime, {self.threads} threads, --workers {self.workers}"
-            return server, self.ours, about
-        flags = self._tuned(utterances, say)
-        server = start_stock(name, self.bundle, flags, self.request.out, self.cores, self.threads)
+        bundle = self.bundle_int8 if name in _OF_INT8 else self.bundle
+        if name in ("bundle", "int8"):
+            server = self.serve(name, str(bundle), "--max-streams", room)
+            weights = "fp32" if name == "bundle" else "int8"
+            settings = f"{weights}, {self.threads} threads, --workers {self.workers}"
+            return server, self.ours, f"our server with the bundle, ONNX Runtime, {settings}"
+        flags = self._tuned(bundle, utterances, say)
+        server = start_stock(name, bundle, flags, self.request.out, self.cores, self.threads)
         return server, self.stock, " ".join(flags)
 
-    def _tuned(self, utterances: Sequence[np.ndarray], say: Say) -> list[str]:
+    def _tuned(self, bundle: Path, utterances: Sequence[np.ndarray], say: Say) -> list[str]:
         """The stock server's flags under which it recognises most audio a second."""
         speeds = {}
         for flags in stock_flags(self.threads):
-            with start_stock("sherpa-tuning", self.bundle, flags, self.request.out, self.cores, self.threads) as server:
+            with start_stock("sherpa-tuning", bundle, flags, self.request.out, self.cores, self.threads) as server:
                 speeds[tuple(flags)] = _speed(self.stock, server, utterances)
-            say(f"  sherpa {' '.join(flags)}: {speeds[tuple(flags)]:.1f} s of audio a second")
+            say(f"  {bundle.name} in sherpa {' '.join(flags)}: {speeds[tuple(flags)]:.1f} s of audio a second")
         return list(max(speeds, key=speeds.get))
 
 

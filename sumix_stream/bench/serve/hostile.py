@@ -46,7 +46,7 @@ def hostile_rows(
         plan = Plan(clients, seconds, warm=min(4.0, seconds / 4), repeat=False, grace=5.0)
         for phase in phases:
             before = server.meter.rss_bytes()
-            hostile = _start_hostile(server.port, max_streams, plan) if phase.startswith("hostile") else None
+            hostile = _start_hostile(server, max_streams, plan) if phase.startswith("hostile") else None
             let_loose = None if hostile is None else hostile.stdin.close
             measured = run_load(server_protocol, server.port, long, plan, server.meter, let_loose)
             outcomes, hostile_cpu = _result(hostile)
@@ -75,9 +75,9 @@ def _row(
     return row | {"faults": "; ".join(f"{count} {reason}" for reason, count in sorted(measured.faults.items()))}
 
 
-def _start_hostile(port: int, max_streams: int, plan: Plan) -> subprocess.Popen:
+def _start_hostile(server: ServerProcess, max_streams: int, plan: Plan) -> subprocess.Popen:
     """They come when their standard input is closed, and stay until the last healthy client has ended."""
-    numbers = (port, max_streams, plan.seconds)
+    numbers = (server.port, max_streams, plan.seconds, json.dumps(server.other_ports))
     command = [sys.executable, "-m", "sumix_stream.bench.serve.hostile_clients", *map(str, numbers)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -1,7 +1,7 @@
 """Clients that break the rules, for a while, in a process of their own.
 
-python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS begins when its standard input ends, and
-prints as JSON what became of them."""
+python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS PORTS begins when its standard input ends, and
+prints as JSON what became of them. PORTS is a JSON object, other protocol -> its port."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.uri import parse_uri
 
+from sumix_stream.bench.serve.hostile_protocols import HostileToPorts
 from sumix_stream.serve import protocol
 
 GIGABYTE = 1 << 30
@@ -55,12 +56,16 @@ class HostileClients:
 
     Args:
         max_streams: of the server; the crowd is ten times that.
+        ports: where it speaks other protocols, by their names.
     """
 
-    def __init__(self, port: int, max_streams: int, deadline: float, seed: int = 0) -> None:
+    def __init__(
+        self, port: int, max_streams: int, deadline: float, seed: int = 0, ports: Mapping[str, int] | None = None
+    ) -> None:
         self.port, self.max_streams, self.deadline = port, max_streams, deadline
         self.random = random.Random(seed)
         self.outcomes: Counter = Counter()  # "kind: what became of it"
+        self._to_ports = HostileToPorts(ports or {}, self._count, seed)
 
     async def run(self) -> dict[str, int]:
         """What became of them, once all are gone."""
@@ -71,6 +76,7 @@ class HostileClients:
         kinds += [self._again(partial(self.flood, name)) for name in _FLOODS]
         kinds += [self._again(self.long_request, 0.5) for _ in range(LONG_REQUESTS)]
         kinds += [self._again(self.unread_pongs), self._again(self.whisper)]
+        kinds += [self._again(act, 0.1) for act in self._to_ports.acts]
         tasks = [asyncio.create_task(kind) for kind in kinds]
         await asyncio.wait(tasks, timeout=max(0.0, self.deadline - time.monotonic()))
         for task in tasks:
@@ -266,13 +272,14 @@ def _aborting(writer: asyncio.StreamWriter):
         writer.transport.abort()
 
 
-def main(port: int, max_streams: int, seconds: float) -> None:
+def main(port: int, max_streams: int, seconds: float, ports: Mapping[str, int]) -> None:
     os.nice(19)  # hostile clients have machines of their own: what these compute should not slow the healthy ones
     sys.stdin.read()
-    outcomes = asyncio.run(HostileClients(port, max_streams, time.monotonic() + seconds).run())
+    clients = HostileClients(port, max_streams, time.monotonic() + seconds, ports=ports)
+    outcomes = asyncio.run(clients.run())
     times = os.times()
     print(json.dumps({"outcomes": outcomes, "cpu_seconds": times.user + times.system}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4]))

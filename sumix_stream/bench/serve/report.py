@@ -27,7 +27,7 @@ def write(
     out: Path,
     rows: Sequence[Row],
     found: Mapping[str, Sequence[int]],
-    same_texts: Mapping[str, bool],
+    errors: Mapping[str, float],
     about: Mapping[str, str],
     facts: Mapping[str, Any],
     command: str,
@@ -38,7 +38,7 @@ def write(
     Args:
         rows: of the wanted numbers of clients (part `row`) and of the search (part `search`).
         found: contender -> streams held in real time, in each repetition of the search.
-        same_texts: contender -> whether it recognises, alone, what ours does.
+        errors: contender -> its word errors against ours in fp32, each utterance alone, as a fraction.
         about: contender -> its settings.
         facts: of the run.
     """
@@ -48,12 +48,12 @@ def write(
     lines += [f"- {name}: {text}" for name, text in about.items()]
     lines += ["", _ABOUT, ""]
     lines += _table([row for row in rows if row["part"] == "row"])
-    lines += ["", "| contender | streams in real time | MB a stream | same texts as ours |", "|---|--:|--:|---|"]
+    lines += ["", "| contender | streams in real time | MB a stream | word errors against ours |", "|---|--:|--:|--:|"]
     for name in about:
         slope = verdict.rss_per_stream([row for row in rows if row["contender"] == name and row["part"] == "row"])
         memory = "not measured" if slope is None else f"{slope:.2f}"
-        texts = "yes" if same_texts[name] else "no"
-        lines.append(f"| {name} | {_median_of(found.get(name, ()), '.0f')} | {memory} | {texts} |")
+        differ = f"{100 * errors[name]:.2f} %" if errors[name] else "none"
+        lines.append(f"| {name} | {_median_of(found.get(name, ()), '.0f')} | {memory} | {differ} |")
     lines += ["", *_ratios(found)]
     if search := [row for row in rows if row["part"] == "search"]:
         lines += ["The searches, to within a sixteenth, contenders in turn:", "", *_table(search), ""]

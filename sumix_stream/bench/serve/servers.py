@@ -71,6 +71,7 @@ class ServerProcess:
     def __init__(self, name: str, process: subprocess.Popen, port: int, start_seconds: float) -> None:
         self.name, self.process, self.port = name, process, port
         self.start_seconds = start_seconds  # from its start until it listens
+        self.other_ports: dict[str, int] = {}  # where it speaks other protocols, by their names
         self.meter = Meter(process.pid)
 
     def pause(self) -> None:
@@ -130,16 +131,21 @@ def start_ours(
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *arguments, "--port", "0"]
     process = _start(command, log, cores, environment)
+    others: dict[str, int] = {}
 
     def port() -> int | None:
         for line in log.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 message = json.loads(line)
                 if isinstance(message, dict) and message.get("event") == "listening":
+                    named = {name: message[name] for name in ("wyoming", "vosk", "sherpa") if name in message}
+                    others.update({name: int(where.rpartition(":")[2]) for name, where in named.items()})
                     return int(message["url"].rstrip("/").rpartition(":")[2])
         return None
 
-    return _once_it_listens(name, process, log, port)
+    server = _once_it_listens(name, process, log, port)
+    server.other_ports = others
+    return server
 
 
 def start_stock(

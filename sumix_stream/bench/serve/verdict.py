@@ -27,12 +27,15 @@ def growth_seconds(latencies: Sequence[tuple[float, float]]) -> float:
     return float(np.median(ordered[-third:]) - np.median(ordered[:third])) if third else 0.0
 
 
-def shortfalls(measured: Measured, references: Sequence[str], bound_seconds: float) -> list[str]:
+def shortfalls(
+    measured: Measured, references: Sequence[str], bound_seconds: float, tolerance: float = 0.0
+) -> list[str]:
     """Why these streams were not all held in real time; none if they were.
 
     Args:
         references: each utterance's text, recognised alone.
         bound_seconds: that the 99th percentile of chunk latency may have.
+        tolerance: share of a text's words that may differ.
     """
     found = []
     if measured.gave_up:
@@ -46,27 +49,48 @@ def shortfalls(measured: Measured, references: Sequence[str], bound_seconds: flo
     if measured.num_overdue:
         found.append(f"{measured.num_overdue} results had not come at the end")
     found += [f"{count} streams ended early ({reason})" for reason, count in sorted(measured.faults.items())]
-    if wrong := num_wrong(measured, references):
+    if wrong := num_wrong(measured, references, tolerance):
         found.append(f"{wrong} texts differ from those recognised alone")
     return found
 
 
-def num_wrong(measured: Measured, references: Sequence[str]) -> int:
-    """Streams whose text is not that of the same utterance recognised alone."""
-    return sum(text != references[utterance] for utterance, text in measured.texts)
+def num_wrong(measured: Measured, references: Sequence[str], tolerance: float = 0.0) -> int:
+    """Streams whose text is not that of the same utterance recognised alone, but for a share of its words."""
+    if not tolerance:
+        return sum(text != references[utterance] for utterance, text in measured.texts)
+    return sum(word_error_rate([references[utterance]], [text]) > tolerance for utterance, text in measured.texts)
 
 
-def figures(measured: Measured, references: Sequence[str], bound_seconds: float) -> dict[str, Any]:
+def word_error_rate(references: Sequence[str], texts: Sequence[str]) -> float:
+    """Substituted, missing and additional words of texts, as a fraction of the references' (of one, if they have none);
+    Levenshtein's distance."""
+    errors = sum(_distance(one.split(), other.split()) for one, other in zip(references, texts, strict=True))
+    return errors / max(1, sum(len(one.split()) for one in references))
+
+
+def _distance(reference: Sequence[str], words: Sequence[str]) -> int:
+    costs = list(range(len(words) + 1))
+    for row, expected in enumerate(reference, 1):
+        diagonal, costs[0] = costs[0], row
+        for column, word in enumerate(words, 1):
+            cheapest = min(costs[column] + 1, costs[column - 1] + 1, diagonal + (word != expected))
+            diagonal, costs[column] = costs[column], cheapest
+    return costs[-1]
+
+
+def figures(
+    measured: Measured, references: Sequence[str], bound_seconds: float, tolerance: float = 0.0
+) -> dict[str, Any]:
     """A row of the tables: latencies in ms, memory in MB (10^6 bytes), processor time in % of one core."""
     row: dict[str, Any] = {"clients": measured.clients}
     row |= {f"chunk_ms_p{q}": value for q, value in quantiles(measured.chunks).items()}
     row |= {f"final_ms_p{q}": value for q, value in quantiles(measured.finals).items()}
-    reasons = shortfalls(measured, references, bound_seconds)
+    reasons = shortfalls(measured, references, bound_seconds, tolerance)
     return row | {
         "chunks": len(measured.chunks),
         "finals": len(measured.finals),
         "streams_compared": len(measured.texts),
-        "texts_wrong": num_wrong(measured, references),
+        "texts_wrong": num_wrong(measured, references, tolerance),
         "growth_ms": 1e3 * growth_seconds(measured.chunks),
         "server_cpu_percent": 100 * measured.server_cpu,
         "server_cpu_ms_per_chunk": 1e3 * measured.server_cpu * measured.seconds / max(1, len(measured.chunks)),
