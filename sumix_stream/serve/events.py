@@ -122,3 +122,26 @@ class Event(NamedTuple):
     kind: EventKind
     text: str = ""
     close_code: int | None = None  # after the message, the connection ends
+    happened: Happened | None = None  # of `carry`
+
+
+KINDS = {
+    Started: EventKind.STARTED,
+    Partial: EventKind.PARTIAL,
+    Progress: EventKind.PROGRESS,
+    Final: EventKind.FINAL,
+    SpeechStarted: EventKind.SPEECH_STARTED,
+    SpeechStopped: EventKind.SPEECH_STOPPED,
+    Done: EventKind.DONE,
+    Failed: EventKind.ERROR,
+}
+
+
+def close_code_of(happened: Happened) -> int | None:
+    """A websocket's close code where this is the last thing that happens in a session."""
+    return happened.close_code if isinstance(happened, Failed) else 1000 if isinstance(happened, Done) else None
+
+
+def carry(happened: Happened) -> Event:
+    """The `write` of a session whose messages are made elsewhere, such as where the connection is: the value itself."""
+    return Event(KINDS[type(happened)], "", close_code_of(happened), happened)

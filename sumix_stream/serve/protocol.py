@@ -11,7 +11,7 @@ import numpy as np
 from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check_samples
 from sumix_stream.search.hypothesis import Word
 from sumix_stream.serve import events
-from sumix_stream.serve.events import Event, EventKind, Failed, Happened
+from sumix_stream.serve.events import Event, Failed, Happened
 from sumix_stream.serve.options import Offer, StreamOptions, Wrong
 
 VERSION = 2
@@ -109,21 +109,9 @@ def read_start(message: dict, offer: Offer | None = None) -> tuple[AudioFormat, 
 
 def write(happened: Happened) -> Event | None:
     """The message of something that happened."""
-    kind = _KINDS[type(happened)]
-    close_code = happened.close_code if kind is EventKind.ERROR else 1000 if kind is EventKind.DONE else None
-    return Event(kind, _WRITERS.get(type(happened), _fields)(kind.value, happened), close_code)
-
-
-_KINDS = {
-    events.Started: EventKind.STARTED,
-    events.Partial: EventKind.PARTIAL,
-    events.Progress: EventKind.PROGRESS,
-    events.Final: EventKind.FINAL,
-    events.SpeechStarted: EventKind.SPEECH_STARTED,
-    events.SpeechStopped: EventKind.SPEECH_STOPPED,
-    events.Done: EventKind.DONE,
-    Failed: EventKind.ERROR,
-}
+    kind = events.KINDS[type(happened)]
+    text = _WRITERS.get(type(happened), _fields)(kind.value, happened)
+    return Event(kind, text, events.close_code_of(happened))
 
 
 def _fields(kind: str, happened: Happened) -> str:

@@ -23,12 +23,12 @@ from sumix_stream.runtime.threads import get_num_threads
 from sumix_stream.serve import protocol
 from sumix_stream.serve.chunk_buffer import ChunkBuffer
 from sumix_stream.serve.engine import Engine
-from sumix_stream.serve.events import Event, EventKind, Failed
+from sumix_stream.serve.events import Event, Failed
 from sumix_stream.serve.logs import set_up
 from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import DEFAULTS, StreamOptions
 from sumix_stream.serve.protocol import INTERNAL, ProtocolError
-from sumix_stream.serve.session import MOST_COMMITS, Report, Session, missing_samples
+from sumix_stream.serve.session import MOST_COMMITS, Report, Session, Write, missing_samples
 from sumix_stream.serve.supervision import TICK_SECONDS, WorkerProcess
 from sumix_stream.serve.waiting import Waiting
 from sumix_stream.serve.worker_factory import WorkerFactory, can_be_copied
@@ -44,7 +44,7 @@ _MALLOPT = {-8: 1, -1: 1 << 30, -2: 1 << 26, -3: 1 << 25}  # one arena; bytes of
 class Message(Enum):
     """What the network's process tells a worker: (message, number of the session, value)."""
 
-    OPEN = "open"  # value: the sample rate in Hz, and options
+    OPEN = "open"  # value: the sample rate in Hz, options, and what writes messages (a function of a module)
     AUDIO = "audio"  # value: samples (S,)
     COMMIT = "commit"
     END = "end"  # value: what then ends the stream, None = that all is said
@@ -74,8 +74,17 @@ class RemoteSession:
     Audio waits here until it completes a chunk, so that few messages are sent.
     """
 
-    def __init__(self, worker: _Worker, number: int, sample_rate: int, wanted: int, report: Report) -> None:
+    def __init__(
+        self,
+        worker: _Worker,
+        number: int,
+        sample_rate: int,
+        wanted: int,
+        report: Report,
+        write: Write = protocol.write,
+    ) -> None:
         self.worker, self.number, self.sample_rate, self.report = worker, number, sample_rate, report
+        self.write = write
         self.wanted = self._chunk = wanted  # samples that complete the next chunk, as far as is known; of a first one
         self.closed = False
         self._buffer = ChunkBuffer()
@@ -192,14 +201,16 @@ class Workers:
             worker.join()
         self._factory.stop()
 
-    def open(self, sample_rate: int, report: Report, options: StreamOptions = DEFAULTS) -> RemoteSession:
-        """A new session for audio of `sample_rate` Hz."""
+    def open(
+        self, sample_rate: int, report: Report, options: StreamOptions = DEFAULTS, *, write: Write = protocol.write
+    ) -> RemoteSession:
+        """A new session for audio of `sample_rate` Hz; `write` is picklable."""
         context = options.context or self._recognizer.context
         wanted = missing_samples(self._recognizer.timebase, context.chunk_size, sample_rate)
         worker = min(
             self._workers, key=lambda worker: (not worker.alive, not worker.is_responsive, len(worker.sessions))
         )
-        return worker.open(sample_rate, wanted, report, options)
+        return worker.open(sample_rate, wanted, report, options, write)
 
     @property
     def num_sessions(self) -> int:
@@ -234,15 +245,17 @@ class _Worker(WorkerProcess):
         self.sessions: dict[int, RemoteSession] = {}
         self._number = 0
 
-    def open(self, sample_rate: int, wanted: int, report: Report, options: StreamOptions) -> RemoteSession:
+    def open(
+        self, sample_rate: int, wanted: int, report: Report, options: StreamOptions, write: Write
+    ) -> RemoteSession:
         with self.lock:
             self._number += 1
-            session = RemoteSession(self, self._number, sample_rate, wanted, report)
+            session = RemoteSession(self, self._number, sample_rate, wanted, report, write)
             if not self.alive:
                 self._fail(session)
                 return session
             self.sessions[session.number] = session
-            self.send(Message.OPEN, session.number, (sample_rate, options))
+            self.send(Message.OPEN, session.number, (sample_rate, options, write))
         return session
 
     def send(self, kind: Message, number: int = 0, value: Any = None) -> None:
@@ -276,7 +289,8 @@ class _Worker(WorkerProcess):
         session.closed = True
         error = ProtocolError("internal", "recognition failed; open a new stream", INTERNAL)
         self.metrics.errors.labels(code=error.code).inc()
-        session.report([Event(EventKind.ERROR, protocol.error(error), error.close_code)])
+        if (event := session.write(error.failed)) is not None:
+            session.report([event])
 
 
 def _keep_memory() -> None:
@@ -338,7 +352,7 @@ def _handle(messages: list[tuple], engine: Engine, sessions: dict[int, Session],
     return True
 
 
-def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions], reports: list[tuple]) -> Session:
+def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions, Write], reports: list[tuple]) -> Session:
     seen = 0
 
     def report(events: list[Event]) -> None:
@@ -346,5 +360,6 @@ def _open(engine: Engine, number: int, asked: tuple[int, StreamOptions], reports
         new, seen = session.num_commits - seen, session.num_commits
         reports.append((number, session.num_taken, session.wanted, events, new))
 
-    session = engine.open(asked[0], report, asked[1])
+    sample_rate, options, write = asked
+    session = engine.open(sample_rate, report, options, write=write)
     return session
