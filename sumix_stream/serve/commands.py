@@ -82,6 +82,7 @@ def run(
     *,
     workers: int | None = None,
     access: Access | None = None,
+    model: str = "sumix",
     base_path: str = "",
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
@@ -91,6 +92,7 @@ def run(
     make: makes the recogniser; with several workers each process calls it, so it must be picklable.
     workers: processes that recognise (of one: a thread); None = `workers.default_workers`.
     access: who may stream; None = everybody.
+    model: the name that the model has for clients of OpenAI's API.
     """
     set_up()
     access = access or Access()
@@ -100,7 +102,8 @@ def run(
     sys.setswitchinterval(_SWITCH_SECONDS)
     workers = default_workers(recognizer) if workers is None else workers
     spawn = None if workers == 1 else Spawn(make, workers)
-    server = Server(recognizer, limits, spawn=spawn, access=access, base_path=base_path, log_text=log_text)
+    options = {"access": access, "model": model, "base_path": base_path, "log_text": log_text}
+    server = Server(recognizer, limits, spawn=spawn, **options)
     return pacing.run(_serve(server, host, port, tls))
 
 

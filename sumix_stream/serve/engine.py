@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
+from sumix_stream.search.word_starts import SPACE
 from sumix_stream.serve import events, protocol
 from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.metrics import Metrics
@@ -258,7 +259,8 @@ class Engine:
             return events.Progress(decoded)
         text, words = session.transcript.read(found)
         stable = session.transcript.num_complete(found.tokens[: stream.num_stable])
-        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)))
+        spaced = session.recognizer.tokenizer.piece(found.tokens[0]).startswith(SPACE)
+        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)), spaced)
 
     def _commit(self, session: Session) -> None:
         """A chunk's time is charged for it, as it is decoded to the last sample."""

@@ -28,6 +28,7 @@ class Partial(NamedTuple):
     """The open segment so far.
 
     stable: words at its beginning that no later audio changes.
+    spaced: whether a space belongs between it and the segment before it.
     """
 
     segment: int
@@ -35,6 +36,7 @@ class Partial(NamedTuple):
     text: str
     words: Sequence[Word]
     stable: int
+    spaced: bool = True
 
 
 class Progress(NamedTuple):
@@ -102,7 +104,7 @@ Happened = Started | Partial | Progress | Final | SpeechStarted | SpeechStopped 
 
 
 class EventKind(str, Enum):
-    """All but AUDIO_ACCEPTED are messages of the protocol."""
+    """All but the last two are messages of the server's own protocol."""
 
     READY = "ready"
     STARTED = "started"
@@ -113,6 +115,7 @@ class EventKind(str, Enum):
     SPEECH_STOPPED = "speech_stopped"
     DONE = "done"
     ERROR = "error"
+    OTHER = "other"  # a message of another protocol
     AUDIO_ACCEPTED = "audio_accepted"  # the stream has got audio that waited: there is room for more
 
 

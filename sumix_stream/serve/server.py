@@ -1,4 +1,4 @@
-"""The websocket server: admission, limits, backpressure and a graceful end. What is said is in PROTOCOL.md."""
+"""The server: admission, limits, backpressure and a graceful end. What is said is in PROTOCOL.md."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import socket
 import ssl
 import time
 import uuid
+from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server as WebsocketServer
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
-from sumix_stream.serve import http, protocol
-from sumix_stream.serve.access import ANYBODY, Access, Account, Grant, Refusal, unauthorised
+from sumix_stream.serve import http, pages, protocol
+from sumix_stream.serve.access import ANYBODY, Access, Account, Asked, Grant, Refusal
 from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
-from sumix_stream.serve.events import Event, EventKind
+from sumix_stream.serve.events import EventKind
+from sumix_stream.serve.front import Front
 from sumix_stream.serve.guard import GuardedConnection
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
@@ -27,7 +31,8 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import Offer
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
-from sumix_stream.serve.reading import Client, Mailbox, last_words
+from sumix_stream.serve.protocols import openai, openai_realtime
+from sumix_stream.serve.reading import Client, Mailbox
 from sumix_stream.serve.workers import Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
@@ -46,6 +51,7 @@ class Server:
         spawn: processes that recognise, with recognisers like this one; None = a thread does.
         token: who streams or reads metrics must show it; None = everybody may.
         access: who may stream, instead of `token`.
+        model: the name that its model has for clients of OpenAI's API.
         base_path: below which its paths are, such as /asr; a proxy may take it away.
         log_text: put recognised text into the log.
 
@@ -60,6 +66,7 @@ class Server:
         spawn: Spawn | None = None,
         token: str | None = None,
         access: Access | None = None,
+        model: str = "sumix",
         base_path: str = "",
         log_text: bool = False,
     ) -> None:
@@ -69,6 +76,7 @@ class Server:
         self.access = access or Access(streams_per_client=self.limits.streams_per_client)
         self._base_path = "/" + base_path.strip("/") if base_path.strip("/") else ""
         self.metrics = Metrics()
+        self.offer = Offer(recognizer)
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
         self._log_text = log_text
@@ -77,14 +85,20 @@ class Server:
             if spawn is None
             else Workers(recognizer, spawn, self.metrics, self.limits.unresponsive_seconds)
         )
-        self._admitted: set[ServerConnection] = set()  # from before the upgrade until the socket is closed
-        self._sockets: set[ServerConnection] = set()
-        self._waiting: dict[ServerConnection, None] = {}  # that do not stream, oldest first
-        self._outboxes: set[Outbox] = set()
-        self._offer = Offer(recognizer)
+        self._admitted: set[Front] = set()  # from before the upgrade until the socket is closed
+        self._sockets: set[Front | _Connection] = set()
+        self._waiting: dict[Front, None] = {}  # that do not stream, oldest first
+        self._clients: set[Client] = set()
+        self.open_session = self._engine.open
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
-        self._mailbox: Mailbox | None = None
+        self._websockets: Mapping[str, type[Client]] = {
+            protocol.PATH: Client,
+            openai_realtime.PATH: openai_realtime.RealtimeClient,
+        }
+        self._api = openai.Api(self, model)
+        self.mailbox: Mailbox | None = None
+        self._site: http.Site | None = None
         self._server: WebsocketServer | None = None
 
     async def start(
@@ -96,7 +110,8 @@ class Server:
         tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
-        self._mailbox = Mailbox()
+        self.mailbox = Mailbox()
+        self._site = http.Site(self._base_path, self.limits, {**pages.routes(self), **self._api.routes()})
         await asyncio.to_thread(self._engine.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
@@ -104,8 +119,9 @@ class Server:
             self._stream,
             **where,
             ssl=tls,
-            process_request=self._answer,
-            create_connection=self._connection,
+            process_request=self._handshake,
+            create_connection=self._front,
+            select_subprotocol=openai_realtime.select_subprotocol,
             compression=None,  # audio does not shrink, and a small message could unpack into a large one
             max_size=limits.max_message_bytes,
             max_queue=_MAX_QUEUE,
@@ -128,14 +144,15 @@ class Server:
         while self._admitted and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         fault = ProtocolError("going_away", "the server is shutting down", protocol.GOING_AWAY)
-        for outbox in list(self._outboxes):
-            outbox.put(last_words(fault))
+        for client in list(self._clients):
+            client.say_last(fault)
         closing = time.monotonic() + min(1.0, self.limits.send_seconds)
-        while self._outboxes and time.monotonic() < closing:
+        while self._clients and time.monotonic() < closing:
             await asyncio.sleep(0.02)
         self._server.close()
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
+        await self._site.close()
         await self._server.wait_closed()
         await asyncio.to_thread(self._engine.stop)
         log_event(_log, "stopped")
@@ -154,6 +171,11 @@ class Server:
         return self._engine.num_workers
 
     @property
+    def num_responsive(self) -> int:
+        """Of these, that answer."""
+        return self._engine.num_responsive
+
+    @property
     def has_failed(self) -> bool:
         """Whether nothing recognises any more, and nothing will."""
         return self._engine.has_failed
@@ -168,60 +190,62 @@ class Server:
         """Streams that the recogniser keeps."""
         return self._engine.num_sessions
 
-    def _connection(self, *arguments: object, **options: object) -> ServerConnection:
-        return _Connection(self, *arguments, **options)
+    def _front(self, protocol: ServerProtocol, *arguments: object, **options: object) -> Front:
+        return Front(self, protocol, partial(_Connection, self, protocol, *arguments, **options))
 
-    def _made(self, connection: _Connection) -> None:
-        self._sockets.add(connection)
-        self._waiting[connection] = None
+    def made(self, front: Front) -> None:
+        """A connection has come."""
+        self._sockets.add(front)
+        self._waiting[front] = None
         if len(self._waiting) > self.limits.max_waiting:
             oldest = next(iter(self._waiting))
             del self._waiting[oldest]
             self.metrics.refused.labels(reason="crowd").inc()
-            oldest.transport.abort()
+            oldest.abort()
 
-    def _lost(self, connection: _Connection) -> None:
-        self._sockets.discard(connection)
-        self._waiting.pop(connection, None)
-        if connection.grant is not None:
-            connection.grant.close()
-        self._admitted.discard(connection)
+    def upgraded(self, front: Front, connection: _Connection) -> None:
+        """It became a websocket."""
+        self._sockets.discard(front)
+        self._sockets.add(connection)
+        connection.front = front
+
+    def lost(self, front: Front) -> None:
+        """A connection is over."""
+        self._sockets.discard(front)
+        self._waiting.pop(front, None)
+        self._site.left(front)
+        self.release(front)
+
+    def release(self, front: Front) -> None:
+        """It streams no more."""
+        if front.grant is not None:
+            front.grant.close()
+        self._admitted.discard(front)
         self.metrics.streams.set(len(self._admitted))
 
-    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The response to an HTTP request; None lets it stream."""
-        path = http.path_below(self._base_path, request.path)
-        if path == protocol.PATH and http.is_upgrade(request):
-            return self._admit(connection, request)
-        if path == "/":
-            policy = {"Content_Security_Policy": http.page_policy()}
-            return http.answer(connection, HTTPStatus.OK, http.page(), "text/html", **policy)
-        if path == "/health":
-            state = self.health
-            status = HTTPStatus.OK if state in ("ok", "degraded") else HTTPStatus.SERVICE_UNAVAILABLE
-            body = protocol.dump(
-                status=state,
-                streams=len(self._admitted),
-                max_streams=self.limits.max_streams,
-                workers=self._engine.num_workers,
-                workers_ok=self._engine.num_responsive,
-            )
-            return http.answer(connection, status, body, "application/json")
-        if path == "/live":
-            state = self.health
-            status = HTTPStatus.SERVICE_UNAVAILABLE if state == "failed" else HTTPStatus.OK
-            return http.answer(connection, status, protocol.dump(status=state), "application/json")
-        if path == "/metrics":
-            if not self.access.is_open_to(http.asked(connection, request)):
-                return http.refuse(connection, unauthorised())
-            return http.answer(connection, HTTPStatus.OK, self.metrics.text(), self.metrics.content_type)
-        if path == protocol.PATH:
-            text = f"this is a websocket: connect to {protocol.PATH} with an Upgrade header\n"
-            return http.answer(connection, HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
-        return http.answer(connection, HTTPStatus.NOT_FOUND, "nothing is here; the page is at /\n")
+    def too_large(self) -> None:
+        """The head of a request was longer than it may be."""
+        self.metrics.refused.labels(reason="request_size").inc()
 
-    def _admit(self, connection: _Connection, request: Request) -> Response | None:
-        granted = self.access.admit(http.asked(connection, request))
+    def is_websocket(self, head: bytes) -> bool:
+        """Whether a request asks for one of the websockets that are here."""
+        return http.upgrade_path(self._base_path, head) in self._websockets
+
+    def new_http(self, front: Front) -> asyncio.Protocol:
+        """The protocol of HTTP requests."""
+        return self._site.connection(front)
+
+    def _handshake(self, connection: _Connection, request: Request) -> Response | None:
+        """The refusal of a websocket; None lets it stream."""
+        refusal = self.admit(connection.front, http.asked(connection, request))
+        if refusal is None:
+            return None
+        is_openai = http.path_below(self._base_path, request.path) == openai_realtime.PATH
+        return (openai_realtime.refuse if is_openai else http.refuse)(connection, refusal)
+
+    def admit(self, front: Front, asked: Asked) -> Refusal | None:
+        """Why a connection may not stream; None: it may, and counts as a stream until it is closed."""
+        granted = self.access.admit(asked)
         if isinstance(granted, Grant) and self.draining:
             text = "draining: this server is shutting down and takes no new streams\n"
             granted = _unavailable(granted, "draining", text)
@@ -231,10 +255,10 @@ class Server:
         if isinstance(granted, Refusal):
             self.metrics.refused.labels(reason=granted.reason).inc()
             log_event(_log, "refused", reason=granted.reason)
-            return http.refuse(connection, granted)
-        connection.grant = granted
-        self._admitted.add(connection)
-        self._waiting.pop(connection, None)
+            return granted
+        front.grant = granted
+        self._admitted.add(front)
+        self._waiting.pop(front, None)
         self.metrics.opened.inc()
         self.metrics.streams.set(len(self._admitted))
         return None
@@ -243,28 +267,30 @@ class Server:
         """One client, from the handshake to the end."""
         name, began = uuid.uuid4().hex[:12], time.monotonic()
         outbox = Outbox(self.limits.max_unsent)
-        client = Client(
+        kind = self._websockets[http.path_below(self._base_path, connection.request.path)]
+        client = kind(
             connection,
             outbox,
-            self._mailbox,
+            self.mailbox,
             name,
             limits=self.limits,
             metrics=self.metrics,
-            open_session=self._engine.open,
-            offer=self._offer,
-            spend=connection.grant.spend,
+            open_session=self.open_session,
+            offer=self.offer,
+            spend=connection.front.grant.spend,
+            model=self._api.model,
         )
-        self._outboxes.add(outbox)
-        account = connection.grant.account
+        self._clients.add(client)
+        account = connection.front.grant.account
         who = {} if account is None or account.name == ANYBODY else {"token": account.name}
         log_event(_log, "opened", stream=name, **who)
-        outbox.put(Event(EventKind.READY, self._greeting()))
+        client.greet()
         reader = asyncio.create_task(client.read())
         connection.opened()
         try:
             reason = await self._write(connection, outbox, name)
         finally:
-            self._outboxes.discard(outbox)
+            self._clients.discard(client)
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             if client.session is not None:
@@ -300,43 +326,24 @@ class Server:
         self.metrics.errors.labels(code="slow_reader").inc()
         connection.transport.abort()
 
-    def _greeting(self) -> str:
-        timebase, chunk_size = self.recognizer.timebase, self.recognizer.context.chunk_size
-        return protocol.dump(
-            type="ready",
-            protocol=protocol.VERSION,
-            sample_rate=timebase.sample_rate,
-            chunk_seconds=timebase.encoder_frame_time(chunk_size),
-            latency_seconds=round(timebase.chunk_latency_seconds(chunk_size), 4),
-            max_seconds=self.limits.max_seconds,
-            max_message_bytes=self.limits.max_message_bytes,
-            idle_seconds=self.limits.idle_seconds,
-            options=self._offer.describe(),
-        )
-
 
 class _Connection(GuardedConnection):
-    """Tells when its socket comes and goes, whether or not a websocket came of it."""
+    """A websocket, whose server hears when it is slow or over."""
+
+    front: Front
 
     def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
         self._owner, self.limits = owner, owner.limits
         self.dropped = False  # its reader was too slow
-        self.grant: Grant | None = None
 
     def on_slow(self) -> None:
         self._owner._drop(self)
 
-    def on_large_request(self) -> None:
-        self._owner.metrics.refused.labels(reason="request_size").inc()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._owner._made(self)
-
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._owner._lost(self)
+        self._owner._sockets.discard(self)
+        self.front.connection_lost(exc)
 
 
 def _unavailable(granted: Grant, reason: str, text: str) -> Refusal:
