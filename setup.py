@@ -50,7 +50,8 @@ setup(
         "sentencepiece>=0.2",  # tokenizer
         "safetensors>=0.4.3",  # checkpoints without pickle
         "pyyaml>=6.0",  # recipes and checkpoint configurations
-        "websockets>=16",  # the server, and its HTTP
+        "websockets>=16",  # the server's websockets
+        "aiohttp>=3.12",  # its HTTP: uploads in parts, server-sent events
         "prometheus-client>=0.20",  # the server's /metrics
     ],
     extras_require={
@@ -73,6 +74,7 @@ setup(
             *("pytest>=8.1", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "hypothesis>=6.100", "ruff>=0.9"),
             # The stock recogniser and server that run our bundles (some before 2.0 emit at most one token a frame).
             *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
+            "openai>=2",  # an unmodified client of the server's OpenAI API
             "av>=14.2",  # makes and reads the files of the extra `media`
         ],
     },

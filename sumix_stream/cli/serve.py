@@ -33,6 +33,9 @@ def arguments() -> argparse.Namespace:
     add("--max-bytes", default=1 << 31, type=int, help="bytes of audio a stream; default 2 GiB")
     add("--idle-seconds", default=30.0, type=float, help="seconds without audio that end a stream; default 30")
     add("--drain-seconds", default=30.0, type=float, help="seconds that open streams have after SIGTERM; default 30")
+    add("--max-upload-bytes", default=100 << 20, type=int, help="bytes of an uploaded recording; default 100 MiB")
+    add("--max-upload-seconds", default=7_200.0, type=float, help="seconds of audio in one; default 7200")
+    add("--max-uploads", default=8, type=int, help="uploaded recordings at a time, each a stream; default 8")
     add("--streams-per-client", type=int, help="streams at a time from one address (IPv6: one /64); default all")
     add("--token", help="who streams must show it; better in the environment, as SUMIX_SERVE_TOKEN")
     add("--tokens", type=Path, metavar="FILE", help="YAML list of tokens: name, token, streams, seconds_a_day")
@@ -66,6 +69,9 @@ def main(args: argparse.Namespace) -> int:
         args.idle_seconds,
         args.drain_seconds,
         streams_per_client=args.streams_per_client,
+        max_upload_bytes=args.max_upload_bytes,
+        max_upload_seconds=args.max_upload_seconds,
+        max_uploads=args.max_uploads,
     )
     access = commands.make_access(
         args.token,
@@ -85,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
     )
     tls = commands.tls_context(args.tls_cert, args.tls_key)
     options = {"access": access, "base_path": args.base_path, "tls": tls, "log_text": args.log_text}
-    options |= {"workers": args.workers, "listeners": listeners}
+    options |= {"workers": args.workers, "listeners": listeners, "model": Path(args.model).resolve().name}
     return commands.run(partial(search_options.streaming_recognizer, args), args.host, args.port, limits, **options)
 
 

@@ -21,6 +21,7 @@ import yaml
 
 ANYBODY = "token"  # name of the account of the one token that is given without a name
 _DAY = 86_400
+_IN_SUBPROTOCOL = "openai-insecure-api-key."  # of OpenAI's realtime API
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _TOKEN_KEYS = {"name", "token", "streams", "seconds_a_day"}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -188,12 +189,16 @@ class Access:
         self._streams: Counter[str] = Counter()
 
     def account(self, asked: Asked) -> Account | None:
-        """Whose token a request shows: `Authorization: Bearer`, or ?token= (browsers cannot set headers)."""
+        """Whose token a request shows: `Authorization: Bearer`, or for browsers, which cannot set headers, ?token= or a
+        websocket's subprotocol."""
         given = []
         for value in asked.headers("Authorization"):
             kind, _, rest = value.strip().partition(" ")
             given += [rest.strip()] if kind.lower() == "bearer" else []
         given += parse_qs(urlsplit(asked.path).query).get("token", [])
+        for value in asked.headers("Sec-WebSocket-Protocol"):
+            offered = (part.strip() for part in value.split(","))
+            given += [part.removeprefix(_IN_SUBPROTOCOL) for part in offered if part.startswith(_IN_SUBPROTOCOL)]
         found = None
         for account in self.accounts:  # all of them: how long it takes tells nothing
             for value in given:
@@ -213,7 +218,7 @@ class Access:
         account = self.account(asked) if needs_token else None
         if self.accounts and account is None and needs_token:
             return unauthorised()
-        if not self._from_here(asked):
+        if not self.admits_page(asked):
             text = "pages of other sites may not stream to this server; see --allow-origin\n"
             return Refusal("origin", HTTPStatus.FORBIDDEN, text)
         client = self._client(asked)
@@ -248,7 +253,7 @@ class Access:
             return str(ipaddress.ip_network((found, 64), strict=False))
         return str(found or "unknown")
 
-    def _from_here(self, asked: Asked) -> bool:
+    def admits_page(self, asked: Asked) -> bool:
         """Whether a request comes from no browser, or from a page that may stream."""
         origins = asked.headers("Origin")
         hosts = self._forwarded(asked, "Host")[-1:] or asked.headers("Host")

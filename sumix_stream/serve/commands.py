@@ -116,6 +116,7 @@ def run(
     *,
     workers: int | None = None,
     access: Access | None = None,
+    model: str = "sumix",
     base_path: str = "",
     tls: ssl.SSLContext | None = None,
     log_text: bool = False,
@@ -127,6 +128,7 @@ def run(
     workers: processes that recognise (of one: a thread); None = `workers.default_workers`.
     access: who may stream; None = everybody.
     listeners: ports of other protocols.
+    model: the name that the model has for clients of OpenAI's API.
     """
     set_up()
     access = access or Access()
@@ -138,9 +140,8 @@ def run(
     sys.setswitchinterval(_SWITCH_SECONDS)
     workers = default_workers(recognizer) if workers is None else workers
     spawn = None if workers == 1 else Spawn(make, workers)
-    server = Server(
-        recognizer, limits, spawn=spawn, access=access, base_path=base_path, log_text=log_text, listeners=listeners
-    )
+    options = {"access": access, "model": model, "base_path": base_path, "log_text": log_text}
+    server = Server(recognizer, limits, spawn=spawn, listeners=listeners, **options)
     return pacing.run(_serve(server, host, port, tls))
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from sumix_stream.search.greedy import Emissions
+from sumix_stream.search.word_starts import SPACE
 from sumix_stream.serve import events, protocol
 from sumix_stream.serve.events import Event, EventKind
 from sumix_stream.serve.metrics import Metrics
@@ -260,7 +261,8 @@ class Engine:
         text, words = session.transcript.read(found)
         stable = session.transcript.num_complete(found.tokens[: stream.num_stable])
         tokens, times = self._tokens(session, found)
-        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)), tokens, times)
+        spaced = tokens[0].startswith(SPACE)
+        return events.Partial(session.segment, decoded, text, words, min(stable, len(words)), tokens, times, spaced)
 
     def _commit(self, session: Session) -> None:
         """A chunk's time is charged for it, as it is decoded to the last sample."""

@@ -29,6 +29,7 @@ class Partial(NamedTuple):
 
     stable: words at its beginning that no later audio changes.
     tokens, timestamps: of the text.
+    spaced: whether a space belongs between it and the segment before it.
     """
 
     segment: int
@@ -38,6 +39,7 @@ class Partial(NamedTuple):
     stable: int
     tokens: Sequence[str] = ()
     timestamps: Sequence[float] = ()
+    spaced: bool = True
 
 
 class Progress(NamedTuple):
@@ -105,7 +107,7 @@ Happened = Started | Partial | Progress | Final | SpeechStarted | SpeechStopped 
 
 
 class EventKind(str, Enum):
-    """All but AUDIO_ACCEPTED are messages of the protocol."""
+    """All but the last two are messages of the server's own protocol."""
 
     READY = "ready"
     STARTED = "started"
@@ -116,6 +118,7 @@ class EventKind(str, Enum):
     SPEECH_STOPPED = "speech_stopped"
     DONE = "done"
     ERROR = "error"
+    OTHER = "other"  # a message of another protocol
     AUDIO_ACCEPTED = "audio_accepted"  # the stream has got audio that waited: there is room for more
 
 

@@ -1,4 +1,4 @@
-"""What a connection may cost, whatever bytes it sends: of its request, of frames a second, of replies nobody reads.
+"""What a websocket may cost, whatever bytes it sends: of frames a second, of replies nobody reads.
 
 Nothing here knows what the frames mean. A connection that sends more than it may is not read for a while, so that its
 bytes wait with the sender.
@@ -16,15 +16,10 @@ from websockets.protocol import State
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.reading import DirectConnection
 
-_END_OF_HEAD = b"\r\n\r\n"
 _WHOLE_BINARY = 0x82  # the first byte of a frame of audio, as a rule
 _TINY = 64  # bytes: a frame with fewer carries 2 ms of audio or none
 _OTHER_COST = 4  # in frames, of one that is tiny or of another kind: they go the library's way
 _PAUSE_SECONDS = 0.1  # that a connection without budget is not read
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Connection: close\r\nContent-Length: 0\r\n\r\n"
-)
 
 
 class FrameBudget:
@@ -121,24 +116,26 @@ class PausableTransport:
 
 
 class GuardedConnection(DirectConnection):
-    """A connection within `limits`: a request of so many bytes, so many frames a second, replies that are read.
+    """A websocket within `limits`: so many frames a second, replies that are read.
 
-    What comes behind the request waits until `opened` is called; `on_slow` is called when replies stay unread,
-    `on_large_request` when a request is refused for its size.
+    What comes behind the request waits until `opened` is called; `on_slow` is called when replies stay unread.
     """
 
     limits: Limits
     on_slow: Callable[[], None]
-    on_large_request: Callable[[], None]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._head: bytes | None = b""  # the end of what has come of the request; None once that is whole
-        self._num_head = 0
         self._budget: FrameBudget | None = None
         self._held = b""
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         super().connection_made(PausableTransport(transport))
+
+    def begin(self, head: bytes, rest: bytes) -> None:
+        """Take the whole head of the request, and what came behind it."""
+        super().data_received(head)
+        if rest:
+            self.data_received(rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = b""
@@ -150,18 +147,14 @@ class GuardedConnection(DirectConnection):
     def data_received(self, data: bytes) -> None:
         budget = self._budget
         if budget is None:
-            data = self._take_request(data)
-        elif not self._held:
-            if (end := budget.take(data)) == len(data):
-                super().data_received(data)
-            else:
-                self._hold_back(data, end)
-            return
-        if data and budget is None:
             self._held += data
             self.transport.pause("request")  # only now: otherwise nobody would notice that the client has gone
-        else:
+        elif self._held:
             self._held += data
+        elif (end := budget.take(data)) == len(data):
+            super().data_received(data)
+        else:
+            self._hold_back(data, end)
 
     def opened(self) -> None:
         """The request was granted: take frames."""
@@ -180,25 +173,6 @@ class GuardedConnection(DirectConnection):
         if self._unread is not None:
             self._unread.cancel()
         self.transport.resume("replies")
-
-    def _take_request(self, data: bytes) -> bytes:
-        """Hand over the request and no more than is allowed of it; what lies behind."""
-        if self._head is None:
-            return data
-        seen = self._head + data
-        end = seen.find(_END_OF_HEAD)
-        own = len(data) if end < 0 else end + len(_END_OF_HEAD) - len(self._head)
-        self._num_head += own
-        if self._num_head > self.limits.max_request_bytes:
-            self._head = None
-            if not self.transport.is_closing():
-                self.on_large_request()
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
-            return b""
-        self._head = seen[-3:] if end < 0 else None
-        super().data_received(data[:own])
-        return data[own:]
 
     def _hold_back(self, data: bytes, end: int) -> None:
         """Hand over the bytes before `end`; the rest waits."""

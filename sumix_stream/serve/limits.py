@@ -24,6 +24,10 @@ class Limits:
     max_waiting: int = 512  # connections that do not stream (yet); one more, and the oldest of them is closed
     streams_per_client: int | None = None  # at a time from one address (IPv6: one /64); None = max_streams
     unresponsive_seconds: float = 20.0  # after which a worker process that answers nothing is ended and begun again
+    max_upload_bytes: int = 100 << 20  # of a recording
+    max_upload_seconds: float = 7_200.0  # of audio in it
+    upload_seconds: float = 600.0  # until the whole of it has come
+    max_uploads: int = 8  # recordings at a time; they take a stream each
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.runtime.registry import reason_against
 from sumix_stream.search.hotwords import Hotwords, unwritable
+from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.events import Started
 from sumix_stream.streaming.endpointing import OWN, Endpointing, Own
 from sumix_stream.streaming.second_pass import SecondPass
@@ -78,6 +79,11 @@ class Offer:
         }
 
     @property
+    def recognizer(self) -> StreamingRecognizer:
+        """The server's own."""
+        return self._own
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return tuple(self._read)
 
@@ -102,6 +108,17 @@ class Offer:
         for read in dict.fromkeys(self._read[key] for key in self._read if key in message):
             given |= read(message)
         return StreamOptions(**given)
+
+    def with_hotwords(self, phrases: Sequence[str]) -> StreamOptions:
+        """The server's own options with hotwords, by a beam where its search is greedy. Raises Wrong as `read`."""
+        beam = {} if self._own_beam else {"beam": SearchOptions().beam}
+        return self.read({"hotwords": list(phrases), **beam})
+
+    def with_silence(self, seconds: float) -> StreamOptions:
+        """The server's own options with another silence after text that ends a segment."""
+        own = self._own.endpointing or Endpointing()
+        rules = (replace(r, min_trailing_silence=seconds) if r.needs_tokens else r for r in own.rules)
+        return StreamOptions(endpointing=replace(own, rules=tuple(rules)))
 
     def started(self, options: StreamOptions) -> Started:
         """What a stream of these options has."""

@@ -12,6 +12,7 @@ from sumix_stream.audio import MAX_RATE, MIN_RATE, MODEL_RATE, check_rate, check
 from sumix_stream.search.hypothesis import Word
 from sumix_stream.serve import events
 from sumix_stream.serve.events import Event, Failed, Happened
+from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.options import Offer, StreamOptions, Wrong
 
 VERSION = 2
@@ -105,6 +106,23 @@ def read_start(message: dict, offer: Offer | None = None) -> tuple[AudioFormat, 
     except Wrong as fault:
         raise ProtocolError("bad_start", str(fault), BAD_MESSAGE) from None
     return AudioFormat(rate, form), options
+
+
+def ready(offer: Offer, limits: Limits) -> str:
+    """The first message."""
+    recognizer = offer.recognizer
+    timebase, chunk_size = recognizer.timebase, recognizer.context.chunk_size
+    return dump(
+        type="ready",
+        protocol=VERSION,
+        sample_rate=timebase.sample_rate,
+        chunk_seconds=timebase.encoder_frame_time(chunk_size),
+        latency_seconds=round(timebase.chunk_latency_seconds(chunk_size), 4),
+        max_seconds=limits.max_seconds,
+        max_message_bytes=limits.max_message_bytes,
+        idle_seconds=limits.idle_seconds,
+        options=offer.describe(),
+    )
 
 
 def write(happened: Happened) -> Event | None:

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode, apply_mask
@@ -113,6 +114,7 @@ class Client:
         open_session: a session for audio of a rate (Hz) that reports to a function, with options.
         offer: what options there are.
         spend: counts seconds of audio; whether the client may have them.
+        model: the name that the server's model has for clients.
     """
 
     def __init__(
@@ -127,21 +129,26 @@ class Client:
         open_session: Callable[[int, Callable[[list[Event]], None], StreamOptions], Session],
         offer: Offer,
         spend: Callable[[float], bool] = lambda seconds: True,
+        model: str = "",
     ) -> None:
         self.session: Session | None = None
         self.num_bytes = 0
         self._connection, self._outbox, self._mailbox, self._name = connection, outbox, mailbox, name
         self._limits, self._metrics, self._open_session, self._spend = limits, metrics, open_session, spend
-        self._offer, self._options = offer, DEFAULTS
+        self._offer, self._options, self._model = offer, DEFAULTS, model
         self._most_pending = offer.latency_seconds(DEFAULTS) + limits.pending_seconds
         self._audio = AudioFormat()
-        self._num_samples = 0
+        self._seconds = 0.0  # of audio
         self._loop = asyncio.get_running_loop()
         self._audio_accepted = asyncio.Event()
         self._audio_accepted.set()
         self._idle_at = self._loop.time() + limits.idle_seconds
         self._deadline = self._loop.time() + limits.max_seconds
         self._over = False  # a fault was found: nothing more is of use
+
+    def greet(self) -> None:
+        """Say the first word."""
+        self._outbox.put(Event(EventKind.READY, protocol.ready(self._offer, self._limits)))
 
     async def read(self) -> None:
         """Take messages until the connection is closed; what the client does wrong becomes its last message."""
@@ -211,7 +218,11 @@ class Client:
             self.session.close()
         self._metrics.errors.labels(code=fault.code).inc()
         log_event(_log, "fault", stream=self._name, code=fault.code)
-        self._outbox.put(last_words(fault))
+        self.say_last(fault)
+
+    def say_last(self, fault: ProtocolError) -> None:
+        """Tell why the stream is over."""
+        self._outbox.put(Event(EventKind.ERROR, protocol.error(fault), fault.close_code))
 
     async def _read(self) -> None:
         while not self._over:
@@ -245,13 +256,13 @@ class Client:
         content = protocol.read_text(message)
         kind = content["type"]
         if kind == "end":
-            self._open(self._audio).end()
+            self._open().end()
             return True
         if kind == "start":
             self._start(content)
         elif kind == "keepalive":
             self._idle_at = self._loop.time() + self._limits.idle_seconds
-        elif not self._open(self._audio).commit():
+        elif not self._open().commit():
             fault = "too many commits wait for their results: wait for some first"
             raise ProtocolError("bad_message", fault, protocol.BAD_MESSAGE)
         return False
@@ -264,28 +275,35 @@ class Client:
             self._options = options
             self._most_pending = self._offer.latency_seconds(options) + self._limits.pending_seconds
             self._outbox.put(protocol.write(self._offer.started(options)))
-        self._open(self._audio)
+        self._open()
 
     def _take_audio(self, message: bytes) -> None:
         if not self.num_bytes and (found := compressed(message)):
             raise ProtocolError("bad_audio", found, protocol.BAD_MESSAGE)
-        samples, limits = self._audio.samples(message), self._limits
-        self.num_bytes += len(message)
-        self._num_samples += len(samples)
-        if self.num_bytes > limits.max_bytes or self._num_samples > limits.max_seconds * self._audio.sample_rate:
+        self._push(self._audio.samples(message), len(message), self._audio.sample_rate)
+
+    def _push(self, samples: np.ndarray, num_bytes: int, sample_rate: int) -> None:
+        """Count samples (S,) that came in so many bytes, and hand them over."""
+        limits, seconds = self._limits, len(samples) / sample_rate
+        self.num_bytes += num_bytes
+        self._seconds += seconds
+        if self.num_bytes > limits.max_bytes or self._seconds > limits.max_seconds:
             allowed = f"{limits.max_seconds:g} seconds and {limits.max_bytes} bytes"
             raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
         if len(samples):
-            seconds, now = len(samples) / self._audio.sample_rate, self._loop.time()
+            now = self._loop.time()
             self._idle_at = min(now + limits.idle_seconds, self._idle_at + seconds / limits.least_rate)
             if not self._spend(seconds):
                 raise ProtocolError("quota", "the day's seconds of audio of this token are used up", protocol.POLICY)
-            (self.session or self._open(self._audio)).push(samples)
+            (self.session or self._open()).push(samples)
 
-    def _open(self, audio: AudioFormat) -> Session:
+    def _open(self) -> Session:
         if self.session is None:
-            self.session = self._open_session(audio.sample_rate, self._report, self._options)
+            self.session = self._new_session()
         return self.session
+
+    def _new_session(self) -> Session:
+        return self._open_session(self._audio.sample_rate, self._report, self._options)
 
     def _has_room(self) -> bool:
         session = self.session
@@ -309,7 +327,3 @@ class Client:
         for event in events:
             if event.kind != EventKind.AUDIO_ACCEPTED:
                 self._outbox.put(event)
-
-
-def last_words(fault: ProtocolError) -> Event:
-    return Event(EventKind.ERROR, protocol.error(fault), fault.close_code)

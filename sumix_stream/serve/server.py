@@ -1,4 +1,4 @@
-"""The websocket server: admission, limits, backpressure and a graceful end. What is said is in PROTOCOL.md."""
+"""The server: admission, limits, backpressure and a graceful end. What is said is in PROTOCOL.md."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server as WebsocketServer
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
-from sumix_stream.serve import http, protocol
-from sumix_stream.serve.access import ANYBODY, Access, Account, Asked, Grant, Refusal, unauthorised
+from sumix_stream.serve import http, pages, protocol
+from sumix_stream.serve.access import ANYBODY, Access, Account, Asked, Grant, Refusal
 from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
-from sumix_stream.serve.events import Event, EventKind
+from sumix_stream.serve.events import EventKind
+from sumix_stream.serve.front import Front, Owner
 from sumix_stream.serve.guard import GuardedConnection
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
@@ -28,17 +31,16 @@ from sumix_stream.serve.metrics import Metrics
 from sumix_stream.serve.options import Offer
 from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
+from sumix_stream.serve.protocols import openai, openai_realtime
 from sumix_stream.serve.protocols.listener import Connected, Listener
-from sumix_stream.serve.reading import Client, Mailbox, last_words
-from sumix_stream.serve.session import Session
-from sumix_stream.serve.workers import RemoteSession, Spawn, Workers
+from sumix_stream.serve.reading import Client, Mailbox
+from sumix_stream.serve.workers import Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
 _AT_ONCE = 4  # connections taken before other sockets get their turn again: a crowd must not hold up who streams
 _WAITING = 1024  # connections that the system keeps meanwhile
-OWN = "sumix"  # name of the protocol of PROTOCOL.md, in logs and metrics
 
 
 class Server:
@@ -50,12 +52,15 @@ class Server:
         spawn: processes that recognise, with recognisers like this one; None = a thread does.
         token: who streams or reads metrics must show it; None = everybody may.
         access: who may stream, instead of `token`.
+        model: the name that its model has for clients of OpenAI's API.
         base_path: below which its paths are, such as /asr; a proxy may take it away.
         log_text: put recognised text into the log.
         listeners: ports where other protocols are spoken, within the same limits.
 
     Raises ValueError for an empty token, and for more streams than the process may have open files.
     """
+
+    name = "sumix"  # of the protocol of PROTOCOL.md, in logs and metrics
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Server:
         spawn: Spawn | None = None,
         token: str | None = None,
         access: Access | None = None,
+        model: str = "sumix",
         base_path: str = "",
         log_text: bool = False,
         listeners: Sequence[Listener] = (),
@@ -75,6 +81,7 @@ class Server:
         self.access = access or Access(streams_per_client=self.limits.streams_per_client)
         self._base_path = "/" + base_path.strip("/") if base_path.strip("/") else ""
         self.metrics = Metrics()
+        self.offer = Offer(recognizer)
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
         self.log_text, self.listeners = log_text, listeners
@@ -86,11 +93,17 @@ class Server:
         self._admitted: set[Connected] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[Connected] = set()
         self._waiting: dict[Connected, None] = {}  # that do not stream, oldest first
-        self._outboxes: set[Outbox] = set()
-        self.offer = Offer(recognizer)
+        self._clients: set[Client] = set()
+        self.open_session = self._engine.open
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
+        self._websockets: Mapping[str, type[Client]] = {
+            protocol.PATH: Client,
+            openai_realtime.PATH: openai_realtime.RealtimeClient,
+        }
+        self._api = openai.Api(self, model)
         self.mailbox: Mailbox | None = None
+        self._site: http.Site | None = None
         self._server: WebsocketServer | None = None
 
     async def start(
@@ -103,6 +116,7 @@ class Server:
     ) -> int:
         """Listen on an address, or on a bound socket; the port. Raises OSError where that cannot be."""
         self.mailbox = Mailbox()
+        self._site = http.Site(self._base_path, self.limits, {**pages.routes(self), **self._api.routes()})
         await asyncio.to_thread(self._engine.start)
         where = {"host": host, "port": port} if sock is None else {"sock": sock}
         limits = self.limits
@@ -110,8 +124,9 @@ class Server:
             self._stream,
             **where,
             ssl=tls,
-            process_request=self._answer,
-            create_connection=self.connection,
+            process_request=self._handshake,
+            create_connection=partial(self.front, self),
+            select_subprotocol=openai_realtime.select_subprotocol,
             compression=None,  # audio does not shrink, and a small message could unpack into a large one
             max_size=limits.max_message_bytes,
             max_queue=_MAX_QUEUE,
@@ -136,17 +151,18 @@ class Server:
         while self._admitted and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         fault = ProtocolError("going_away", "the server is shutting down", protocol.GOING_AWAY)
-        for outbox in list(self._outboxes):
-            outbox.put(last_words(fault))
+        for client in list(self._clients):
+            client.say_last(fault)
         for listener in self.listeners:
             listener.end_all(fault)
         closing = time.monotonic() + min(1.0, self.limits.send_seconds)
-        while (self._outboxes or any(listener.talks for listener in self.listeners)) and time.monotonic() < closing:
+        while (self._clients or any(listener.talks for listener in self.listeners)) and time.monotonic() < closing:
             await asyncio.sleep(0.02)
         for listening in (self._server, *self.listeners):
             listening.close()
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
+        await self._site.close()
         for listening in (self._server, *self.listeners):
             await listening.wait_closed()
         await asyncio.to_thread(self._engine.stop)
@@ -166,6 +182,11 @@ class Server:
         return self._engine.num_workers
 
     @property
+    def num_responsive(self) -> int:
+        """Of these, that answer."""
+        return self._engine.num_responsive
+
+    @property
     def has_failed(self) -> bool:
         """Whether nothing recognises any more, and nothing will."""
         return self._engine.has_failed
@@ -180,13 +201,9 @@ class Server:
         """Streams that the recogniser keeps."""
         return self._engine.num_sessions
 
-    def connection(self, *arguments: object, **options: object) -> GuardedConnection:
-        """One of a websocket, within the server's limits."""
-        return _Connection(self, *arguments, **options)
-
-    def open_session(self, *arguments: object, **options: object) -> Session | RemoteSession:
-        """A stream's session; see `Engine.open`."""
-        return self._engine.open(*arguments, **options)
+    def front(self, owner: Owner, protocol: ServerProtocol, *arguments: object, **options: object) -> Front:
+        """The beginning of a connection that may become a websocket, within the server's limits."""
+        return Front(owner, protocol, partial(_Connection, self, protocol, *arguments, **options))
 
     def made(self, connection: Connected) -> None:
         """There is a new socket. It does not stream."""
@@ -202,10 +219,17 @@ class Server:
             self.metrics.refused.labels(reason="crowd").inc()
             oldest.transport.abort()
 
+    def upgraded(self, front: Front, connection: _Connection) -> None:
+        """It became a websocket."""
+        self._sockets.discard(front)
+        self._sockets.add(connection)
+        connection.front = front
+
     def lost(self, connection: Connected) -> None:
-        """A socket is closed."""
+        """A connection is over."""
         self._sockets.discard(connection)
         self._waiting.pop(connection, None)
+        self._site.left(connection)
         self.leave(connection)
 
     def leave(self, connection: Connected) -> None:
@@ -216,41 +240,27 @@ class Server:
             self.metrics.open.labels(protocol=connection.protocol_name).dec()
             self.metrics.streams.set(len(self._admitted))
 
-    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The response to an HTTP request; None lets it stream."""
-        path = http.path_below(self._base_path, request.path)
-        if path == protocol.PATH and http.is_upgrade(request):
-            return self._admit(connection, request)
-        if path == "/":
-            policy = {"Content_Security_Policy": http.page_policy()}
-            return http.answer(connection, HTTPStatus.OK, http.page(), "text/html", **policy)
-        if path == "/health":
-            state = self.health
-            status = HTTPStatus.OK if state in ("ok", "degraded") else HTTPStatus.SERVICE_UNAVAILABLE
-            body = protocol.dump(
-                status=state,
-                streams=len(self._admitted),
-                max_streams=self.limits.max_streams,
-                workers=self._engine.num_workers,
-                workers_ok=self._engine.num_responsive,
-            )
-            return http.answer(connection, status, body, "application/json")
-        if path == "/live":
-            state = self.health
-            status = HTTPStatus.SERVICE_UNAVAILABLE if state == "failed" else HTTPStatus.OK
-            return http.answer(connection, status, protocol.dump(status=state), "application/json")
-        if path == "/metrics":
-            if not self.access.is_open_to(http.asked(connection, request)):
-                return http.refuse(connection, unauthorised())
-            return http.answer(connection, HTTPStatus.OK, self.metrics.text(), self.metrics.content_type)
-        if path == protocol.PATH:
-            text = f"this is a websocket: connect to {protocol.PATH} with an Upgrade header\n"
-            return http.answer(connection, HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
-        return http.answer(connection, HTTPStatus.NOT_FOUND, "nothing is here; the page is at /\n")
+    def too_large(self) -> None:
+        """The head of a request was longer than it may be."""
+        self.metrics.refused.labels(reason="request_size").inc()
 
-    def _admit(self, connection: _Connection, request: Request) -> Response | None:
-        refusal = self.admit(connection, http.asked(connection, request))
-        return None if refusal is None else http.refuse(connection, refusal)
+    def is_websocket(self, head: bytes) -> bool:
+        """Whether a request asks for one of the websockets that are here."""
+        return http.upgrade_path(self._base_path, head) in self._websockets
+
+    def new_http(self, front: Front) -> asyncio.Protocol:
+        """The protocol of HTTP requests."""
+        return self._site.connection(front)
+
+    def _handshake(self, connection: _Connection, request: Request) -> Response | None:
+        """The refusal of a websocket; None lets it stream."""
+        is_openai = http.path_below(self._base_path, request.path) == openai_realtime.PATH
+        if is_openai:
+            connection.front.protocol_name = openai.NAME
+        refusal = self.admit(connection.front, http.asked(connection, request))
+        if refusal is None:
+            return None
+        return (openai_realtime.refuse if is_openai else http.refuse)(connection, refusal)
 
     def admit(self, connection: Connected, asked: Asked, needs_token: bool = True) -> Refusal | None:
         """Why a connection may not stream; None: it may, and counts as a stream until it leaves or is lost."""
@@ -277,28 +287,30 @@ class Server:
         """One client, from the handshake to the end."""
         name, began = uuid.uuid4().hex[:12], time.monotonic()
         outbox = Outbox(self.limits.max_unsent)
-        client = Client(
+        kind = self._websockets[http.path_below(self._base_path, connection.request.path)]
+        client = kind(
             connection,
             outbox,
             self.mailbox,
             name,
             limits=self.limits,
             metrics=self.metrics,
-            open_session=self._engine.open,
+            open_session=self.open_session,
             offer=self.offer,
             spend=connection.grant.spend,
+            model=self._api.model,
         )
-        self._outboxes.add(outbox)
+        self._clients.add(client)
         account = connection.grant.account
         who = {} if account is None or account.name == ANYBODY else {"token": account.name}
         log_event(_log, "opened", stream=name, protocol=connection.protocol_name, **who)
-        outbox.put(Event(EventKind.READY, self._greeting()))
+        client.greet()
         reader = asyncio.create_task(client.read())
         connection.opened()
         try:
             reason = await self._write(connection, outbox, name)
         finally:
-            self._outboxes.discard(outbox)
+            self._clients.discard(client)
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             if client.session is not None:
@@ -334,44 +346,33 @@ class Server:
         self.metrics.errors.labels(code="slow_reader").inc()
         connection.transport.abort()
 
-    def _greeting(self) -> str:
-        timebase, chunk_size = self.recognizer.timebase, self.recognizer.context.chunk_size
-        return protocol.dump(
-            type="ready",
-            protocol=protocol.VERSION,
-            sample_rate=timebase.sample_rate,
-            chunk_seconds=timebase.encoder_frame_time(chunk_size),
-            latency_seconds=round(timebase.chunk_latency_seconds(chunk_size), 4),
-            max_seconds=self.limits.max_seconds,
-            max_message_bytes=self.limits.max_message_bytes,
-            idle_seconds=self.limits.idle_seconds,
-            options=self.offer.describe(),
-        )
-
 
 class _Connection(GuardedConnection):
-    """Tells when its socket comes and goes, whether or not a websocket came of it."""
+    """A websocket, whose server hears when it is slow or over."""
+
+    front: Front
 
     def __init__(self, owner: Server, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
         self._owner, self.limits = owner, owner.limits
         self.dropped = False  # its reader was too slow
-        self.grant: Grant | None = None
-        self.protocol_name = OWN
 
     def on_slow(self) -> None:
         self._owner.drop(self)
 
-    def on_large_request(self) -> None:
-        self._owner.metrics.refused.labels(reason="request_size").inc()
+    @property
+    def grant(self) -> Grant | None:
+        """Its place among the streams."""
+        return self.front.grant
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._owner.made(self)
+    @property
+    def protocol_name(self) -> str:
+        return self.front.protocol_name
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._owner.lost(self)
+        self._owner._sockets.discard(self)
+        self.front.connection_lost(exc)
 
 
 def _unavailable(granted: Grant, reason: str, text: str) -> Refusal:

@@ -13,9 +13,12 @@ from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
 from sumix_stream.serve import http, protocol
 from sumix_stream.serve.events import Event
+from sumix_stream.serve.front import Front
+from sumix_stream.serve.guard import GuardedConnection
 from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.protocols.intake import Intake
 from sumix_stream.serve.protocols.listener import Listener
@@ -42,7 +45,7 @@ class WebsocketListener(Listener):
             self._handle,
             *self.address,
             process_request=self._answer,
-            create_connection=self._connection,
+            create_connection=self._front,
             compression=None,
             max_size=limits.max_message_bytes,
             max_queue=_MAX_QUEUE,
@@ -62,13 +65,11 @@ class WebsocketListener(Listener):
     async def wait_closed(self) -> None:
         await self._listening.wait_closed()
 
-    def _connection(self, *arguments: object, **options: object) -> ServerConnection:
-        connection = self.server.connection(*arguments, **options)
-        connection.protocol_name = self.name
-        return connection
+    def _front(self, protocol: ServerProtocol, *arguments: object, **options: object) -> Front:
+        return self.server.front(_Door(self.name, self.server), protocol, *arguments, **options)
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        refusal = self.server.admit(connection, http.asked(connection, request), needs_token=False)
+        refusal = self.server.admit(connection.front, http.asked(connection, request), needs_token=False)
         return None if refusal is None else http.refuse(connection, refusal)
 
     async def _handle(self, connection: ServerConnection) -> None:
@@ -79,6 +80,23 @@ class WebsocketListener(Listener):
             await talk.run()
         finally:
             self.talks.discard(talk)
+
+
+class _Door:
+    """As `front.Owner`, for a port where every request is taken for that of a websocket."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self.name, self.limits, self._server = name, server.limits, server
+        self.made, self.lost, self.too_large = server.made, server.lost, server.too_large
+
+    def is_websocket(self, head: bytes) -> bool:
+        return True  # what is none is answered by the library
+
+    def upgraded(self, front: Front, connection: GuardedConnection) -> None:
+        self._server.upgraded(front, connection)
+
+    def new_http(self, front: Front) -> asyncio.Protocol:
+        raise AssertionError("no request is taken for HTTP here")
 
 
 class WebsocketTalk(ABC):
