@@ -74,6 +74,7 @@ setup(
             # The stock recogniser and server that run our bundles (some before 2.0 emit at most one token a frame).
             *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
             "av>=14.2",  # makes and reads the files of the extra `media`
+            "wyoming>=1.10",  # the client of Wyoming that the server is tested with; it has no dependencies
         ],
     },
 )

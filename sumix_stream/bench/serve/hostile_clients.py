@@ -1,7 +1,7 @@
 """Clients that break the rules, for a while, in a process of their own.
 
-python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS PORTS begins when its standard input ends, and
-prints as JSON what became of them. PORTS is a JSON object, other protocol -> its port."""
+python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS PORTS begins when its standard input ends,
+and prints as JSON what became of them. PORTS is a JSON object, other protocol -> its port."""
 
 from __future__ import annotations
 
