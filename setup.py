@@ -76,6 +76,7 @@ setup(
             *("sherpa-onnx>=2.0", "sherpa-onnx-bin>=2.0"),
             "openai>=2",  # an unmodified client of the server's OpenAI API
             "av>=14.2",  # makes and reads the files of the extra `media`
+            "wyoming>=1.10",  # the client of Wyoming that the server is tested with; it has no dependencies
         ],
     },
 )

@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,10 @@ import chromium
 import numpy as np
 import soundfile
 import stock_sherpa
+from foreign_clients import sherpa_results, vosk_answers, wyoming_events, wyoming_transcript
 from serving import RATE, serving, uri
 from textbook import transcribe_masked
+from wyoming.client import AsyncTcpClient
 
 import sumix_stream as sx
 from sumix_stream.audio import check_samples, read_audio, resample
@@ -31,6 +33,10 @@ from sumix_stream.features import whole_fbank
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.client import transcribe
+from sumix_stream.serve.protocols.listener import Address, Listener
+from sumix_stream.serve.protocols.sherpa import Sherpa
+from sumix_stream.serve.protocols.vosk import Vosk
+from sumix_stream.serve.protocols.wyoming import Wyoming
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.recognizer import Recognizer
 from sumix_stream.streaming.stream import Stream, StreamingRecognizer
@@ -75,6 +81,10 @@ class Ways:
             end = len(longer) // chunk * chunk / RATE if padded else np.inf
             found.append([piece for piece, time in zip(self._pieces(whole), whole.timestamps) if time < end - 1e-6])
         return found
+
+    def whole_ids(self) -> list[list[int]]:
+        """The same as numbers."""
+        return [list(self._transcribe([samples])[0].tokens) for samples in self.floats]
 
     def _transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Hypothesis]:
         return transcribe_masked(self.recognizer.model, self.recognizer.tokenizer, waveforms, self.context, SEARCH)
@@ -145,6 +155,42 @@ class Ways:
 
     def ours_bundle(self) -> list[Tokens]:
         return self.ours(sx.load(self.bundle))
+
+    def sherpa_port(self) -> list[Tokens]:
+        """Our server's port for clients of sherpa-onnx."""
+
+        async def one(port: int, samples: np.ndarray) -> Tokens:
+            results = await sherpa_results(port, samples.astype("<f4"))
+            return [token for result in results if result["is_final"] for token in result["tokens"]]
+
+        return _marked(self._at(Sherpa, one, self.floats))
+
+    def vosk_port(self) -> list[Tokens]:
+        """The same for those of vosk-server, which are told texts."""
+
+        async def one(port: int, samples: np.ndarray) -> Tokens:
+            return letters(" ".join(answer.get("text", "") for answer in await vosk_answers(port, samples)))
+
+        return self._at(Vosk, one, self.audio)
+
+    def wyoming_port(self) -> list[Tokens]:
+        """The same for PyPI's client of Wyoming."""
+
+        async def one(port: int, samples: np.ndarray) -> Tokens:
+            async with AsyncTcpClient("127.0.0.1", port) as client:
+                return letters(wyoming_transcript(await wyoming_events(client, samples)))
+
+        return self._at(Wyoming, one, self.audio)
+
+    def _at(self, kind: type[Listener], ask: Callable, audio: Sequence[np.ndarray]) -> list[Tokens]:
+        """What `ask(port, samples)` gives for all utterances at once, at a port of this kind."""
+
+        async def all_together() -> list[Tokens]:
+            listening = kind(Address("127.0.0.1", 0))
+            async with serving(self.streaming(), listeners=[listening]):
+                return await asyncio.gather(*(ask(listening.address.port, samples) for samples in audio))
+
+        return asyncio.run(all_together())
 
     def page(self, browser: chromium.Browser) -> list[Tokens]:
         """The browser's page, given the utterance as a file. Raises AssertionError where it shows other words than it
@@ -230,6 +276,11 @@ def _odd(samples: np.ndarray, first: int) -> Iterator[np.ndarray]:
         start += size
 
 
+def letters(text: str) -> Tokens:
+    """A text for comparison: where a segment ends amid a word, texts have a space that tokens have not."""
+    return list(text.replace(" ", ""))
+
+
 def _marked(found: Sequence[Tokens]) -> list[Tokens]:
     return [[piece.replace(SPACE, MARK) for piece in tokens] for tokens in found]
 
@@ -257,6 +308,12 @@ def compare(
             "our server": (ways.ours(), expected),
             "our server, bundle": (ways.ours_bundle(), expected),
             "sherpa-onnx, Python": (ways.stock_python(), longer),
+        }
+        texts = [letters(recognizer.tokenizer.decode(tokens)) for tokens in ways.whole_ids()]
+        found |= {
+            "port of sherpa-onnx": (ways.sherpa_port(), expected),
+            "port of vosk": (ways.vosk_port(), texts),
+            "port of Wyoming": (ways.wyoming_port(), texts),
         }
         if stock_sherpa.PROGRAM is not None:
             found["sherpa-onnx, C++ server"] = ways.stock_cpp(), longer

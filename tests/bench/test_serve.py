@@ -347,7 +347,7 @@ def test_the_report(tmp_path):
 
 def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
     listeners = [kind(Address("127.0.0.1", 0)) for kind in (Wyoming, Vosk, Sherpa)]
-    limits = {"max_streams": 8, "handshake_seconds": 1.0, "idle_seconds": 1.0, "send_seconds": 1.0}
+    limits = {"max_streams": 16, "handshake_seconds": 1.0, "idle_seconds": 1.0, "send_seconds": 1.0}
     with served(listeners=listeners, **limits) as (server, port):
         ports = {one.name: one.address.port for one in server.listeners}
         found = asyncio.run(HostileClients(port, 2, time.monotonic() + 3.0, ports=ports).run())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import stock_sherpa
+from foreign_clients import sherpa_results
 from serving import PCM, RATE, expected, healthy, reference, run, serving, until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -34,21 +35,6 @@ def shown(pieces: list[str]) -> list[str]:
     return [piece.replace("▁", " ") for piece in pieces]
 
 
-async def ask(port: int, samples: np.ndarray, packet: int = 1600) -> list[dict]:
-    """All results up to `Done!`."""
-    found = []
-    async with connect(f"ws://127.0.0.1:{port}", proxy=None) as client:
-        for start in range(0, len(samples), packet):
-            await client.send(samples[start : start + packet].tobytes())
-        await client.send("Done")
-        while (message := await client.recv()) != "Done!":
-            found.append(json.loads(message))
-        with pytest.raises(ConnectionClosed):
-            await client.recv()
-        assert client.close_code == 1000
-    return found
-
-
 def segments(results: list[dict]) -> list[dict]:
     return [result for result in results if result["is_final"]]
 
@@ -60,7 +46,7 @@ def test_the_messages_of_its_clients(workers):
     async def test():
         port_of = listener()
         async with serving(listeners=[port_of], workers=workers) as (server, port):
-            results, _ = await asyncio.gather(ask(port_of.address.port, FLOATS), healthy(port))
+            results, _ = await asyncio.gather(sherpa_results(port_of.address.port, FLOATS), healthy(port))
             assert server.metrics.value("sumix_streams_opened_total", protocol="sherpa") == 1
             assert server.metrics.value("sumix_streams_opened_total") == 2
             return results
@@ -153,7 +139,7 @@ def test_places_are_shared_and_come_back():
             async with connect(f"ws://127.0.0.1:{port_of.address.port}", proxy=None) as client:
                 await client.send(FLOATS.tobytes())
                 with pytest.raises(InvalidStatus) as refused:
-                    await ask(port_of.address.port, FLOATS)
+                    await sherpa_results(port_of.address.port, FLOATS)
                 assert refused.value.response.status_code == 503 and b"full" in refused.value.response.body
                 with pytest.raises(InvalidStatus):
                     await healthy(port)

@@ -4,20 +4,16 @@ import asyncio
 import json
 from collections.abc import Iterable
 
-import numpy as np
-import pytest
+from foreign_clients import VOSK_CONFIG, VOSK_EOF, vosk_answers
 from serving import PCM, RATE, expected, healthy, library, reference, run, serving, spell, until
 from talkative import LetterTokenizer
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from sumix_stream.search.hotwords import Hotwords
 from sumix_stream.search.options import SearchOptions
 from sumix_stream.serve.protocols.listener import Address
 from sumix_stream.serve.protocols.vosk import Vosk
-
-EOF = '{"eof" : 1}'
-CONFIG = '{"config" : {"sample_rate" : 16000}}'
 
 
 def listener() -> Vosk:
@@ -26,27 +22,6 @@ def listener() -> Vosk:
 
 def client_of(port: int) -> connect:
     return connect(f"ws://127.0.0.1:{port}", proxy=None, max_size=None)
-
-
-async def turns(client: ClientConnection, samples: np.ndarray, packet: int = 8000) -> list[dict]:
-    """As its documented clients: a message, its one answer, and so on; at the end one answer more."""
-    answers = []
-    for start in range(0, len(samples), packet):
-        await client.send(samples[start : start + packet].tobytes())
-        answers.append(json.loads(await client.recv()))
-    await client.send(EOF)
-    answers.append(json.loads(await client.recv()))
-    with pytest.raises(ConnectionClosed):
-        await client.recv()
-    assert client.close_code == 1000
-    return answers
-
-
-async def ask(port: int, samples: np.ndarray, config: str | None = CONFIG, packet: int = 8000) -> list[dict]:
-    async with client_of(port) as client:
-        if config is not None:
-            await client.send(config)
-        return await turns(client, samples, packet)
 
 
 def results(answers: list[dict]) -> list[dict]:
@@ -66,7 +41,7 @@ def test_one_answer_for_each_message_and_all_words_with_times():
     async def test():
         port_of = listener()
         async with serving(listeners=[port_of]) as (server, port):
-            asked = [ask(port_of.address.port, PCM, packet=packet) for packet in (1600, 4000, 16_000)]
+            asked = [vosk_answers(port_of.address.port, PCM, packet=packet) for packet in (1600, 4000, 16_000)]
             *found, _ = await asyncio.gather(*asked, healthy(port))
             assert server.metrics.value("sumix_streams_opened_total", protocol="vosk") == 3
             return found
@@ -97,10 +72,10 @@ def test_what_a_client_configures(monkeypatch):
         async with serving(listeners=[port_of]) as _:
             theirs = port_of.address.port
             return await asyncio.gather(
-                ask(theirs, PCM, '{"config": {"sample_rate": 16000.0, "words": 0, "unknown": true}}'),
-                ask(theirs, telephone, None),
-                ask(theirs, PCM, '{"config": {"sample_rate": 16000, "max_alternatives": 3}}'),
-                ask(theirs, PCM, '{"config": {"sample_rate": 16000, "phrase_list": ["ac ug", "[unk]"]}}'),
+                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000.0, "words": 0, "unknown": true}}'),
+                vosk_answers(theirs, telephone, None),
+                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000, "max_alternatives": 3}}'),
+                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000, "phrase_list": ["ac ug", "[unk]"]}}'),
             )
 
     plain, narrow, alternatives, biased = run(test)
@@ -124,11 +99,11 @@ def test_a_sender_that_does_not_wait_for_answers_loses_nothing():
     async def test():
         port_of = listener()
         async with serving(listeners=[port_of]), client_of(port_of.address.port) as client:
-            await client.send(CONFIG)
+            await client.send(VOSK_CONFIG)
             for start in range(0, len(PCM), 3200):
                 await client.send(PCM[start : start + 3200].tobytes())
             await client.send('{"reset" : 1}')
-            await client.send(EOF)
+            await client.send(VOSK_EOF)
             return [json.loads(answer) async for answer in client]
 
     answers = run(test)
@@ -149,12 +124,12 @@ FAULTS = {
     "rate 0": (['{"config": {"sample_rate": 0}}', b"\0\0"], "bad_start", 1007),
     "phrases of numbers": (['{"config": {"phrase_list": [1]}}'], "bad_config", 1007),
     "a phrase of another alphabet": (['{"config": {"phrase_list": ["да"]}}', b"\0\0"], "bad_start", 1007),
-    "a config after audio": ([bytes(3200), CONFIG], "bad_config", 1007),
-    "half a sample": ([CONFIG, b"\0\0\0"], "bad_audio", 1007),
+    "a config after audio": ([bytes(3200), VOSK_CONFIG], "bad_config", 1007),
+    "half a sample": ([VOSK_CONFIG, b"\0\0\0"], "bad_audio", 1007),
     "an Ogg file": ([b"OggS\0" + bytes(100)], "bad_audio", 1007),
-    "too much audio": ([CONFIG, PCM.tobytes(), PCM.tobytes(), PCM.tobytes(), PCM.tobytes()], "too_long", 1008),
-    "silence": ([CONFIG], "idle", 1008),
-    "silence amid audio": ([CONFIG, PCM[:100].tobytes()], "idle", 1008),
+    "too much audio": ([VOSK_CONFIG, PCM.tobytes(), PCM.tobytes(), PCM.tobytes(), PCM.tobytes()], "too_long", 1008),
+    "silence": ([VOSK_CONFIG], "idle", 1008),
+    "silence amid audio": ([VOSK_CONFIG, PCM[:100].tobytes()], "idle", 1008),
     "an oversized message": ([bytes(1 << 21)], None, 1009),
 }
 
@@ -198,7 +173,7 @@ def test_who_pauses_too_long_gets_the_words_that_are_open():
             serving(listeners=[port_of], idle_seconds=1.0),
             client_of(port_of.address.port) as client,
         ):
-            await client.send(CONFIG)
+            await client.send(VOSK_CONFIG)
             await client.send(PCM[: RATE // 2].tobytes())
             return [json.loads(await client.recv()) for _ in range(3)]
 

@@ -5,10 +5,11 @@ import contextlib
 import json
 
 import numpy as np
+from foreign_clients import wyoming_events, wyoming_transcript
 from serving import PCM, RATE, expected, healthy, library, make_recognizer, reference, run, serving, spell, until
 from talkative import LetterTokenizer, sound, talkative_model
-from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
-from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.asr import Transcribe
+from wyoming.audio import AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
 from wyoming.event import Event
@@ -28,29 +29,6 @@ def listener() -> Wyoming:
 
 def client_of(listening: Wyoming) -> AsyncTcpClient:
     return AsyncTcpClient("127.0.0.1", listening.address.port, read_timeout=30)
-
-
-async def say(client: AsyncTcpClient, samples: np.ndarray, rate: int = RATE, packet: int = 1024) -> list[Event]:
-    """An utterance, of int16 or int32 samples (S,) or (S, channels); all events up to `transcript-stop`."""
-    form = {"rate": rate, "width": samples.dtype.itemsize, "channels": 1 if samples.ndim == 1 else samples.shape[1]}
-    await client.write_event(AudioStart(**form).event())
-    for start in range(0, len(samples), packet):
-        audio = samples[start : start + packet].tobytes()
-        await client.write_event(AudioChunk(**form, audio=audio).event())
-    await client.write_event(AudioStop().event())
-    events = [await client.read_event()]
-    while not (TranscriptStop.is_type(events[-1].type) or Error.is_type(events[-1].type)):
-        events.append(await client.read_event())
-    return events
-
-
-def transcript(events: list[Event]) -> str:
-    """The text, once it has been seen that the order is right and that chunks together are the transcript."""
-    first, *chunks, last, stop = events
-    assert TranscriptStart.is_type(first.type) and TranscriptStop.is_type(stop.type)
-    text = Transcript.from_event(last).text
-    assert "".join(TranscriptChunk.from_event(chunk).text for chunk in chunks) == text
-    return text
 
 
 def joined(texts: list[str]) -> str:
@@ -73,12 +51,15 @@ def test_home_assistants_way():
             assert Pong.from_event(await client.read_event()).text == "here?"
             assert server.num_streams == 0, "only an utterance has a place"
             await client.write_event(Transcribe(name="talkative", language="de").event())
-            first, _ = await asyncio.gather(say(client, PCM), healthy(port))
+            first, _ = await asyncio.gather(wyoming_events(client, PCM), healthy(port))
             await until(lambda: server.num_streams == 0)
-            wide = await say(client, PCM.astype(np.int32) << 16, packet=333)
+            wide = await wyoming_events(client, PCM.astype(np.int32) << 16, packet=333)
             await client.write_event(Event("something-new", {"x": 1}, b"123"))
-            both, narrow = await say(client, stereo, packet=2047), await say(client, telephone, 8_000)
-            silent = await say(client, np.zeros(0, np.int16))
+            both, narrow = (
+                await wyoming_events(client, stereo, packet=2047),
+                await wyoming_events(client, telephone, 8_000),
+            )
+            silent = await wyoming_events(client, np.zeros(0, np.int16))
             assert server.metrics.value("sumix_streams_opened_total", protocol="wyoming") == 5
             return info, first, [wide, both, narrow, silent]
 
@@ -88,7 +69,7 @@ def test_home_assistants_way():
     assert [(model.name, model.languages) for model in program.models] == [("talkative", ["en", "de-CH"])]
     assert len(first) > 5, "text came in chunks"
     narrow = joined([hypothesis.text for hypothesis in expected(telephone, 8_000)])
-    assert [transcript(events) for events in (first, *others)] == [ALONE, ALONE, ALONE, narrow, ""]
+    assert [wyoming_transcript(events) for events in (first, *others)] == [ALONE, ALONE, ALONE, narrow, ""]
     assert ALONE.replace(" ", "") == "".join(reference(PCM)).replace("▁", "") != ""
 
 
@@ -98,10 +79,10 @@ def test_channels_are_averaged():
     async def test():
         listening = listener()
         async with serving(listeners=[listening]), client_of(listening) as client:
-            return await say(client, np.stack([left, right], 1))
+            return await wyoming_events(client, np.stack([left, right], 1))
 
     mean = ((left.astype(np.float64) + right) / 65536).astype(np.float32)
-    assert transcript(run(test)) == joined([hypothesis.text for hypothesis in expected(mean)]) != ""
+    assert wyoming_transcript(run(test)) == joined([hypothesis.text for hypothesis in expected(mean)]) != ""
 
 
 def test_names_and_terms_are_hotwords_of_one_utterance(monkeypatch):
@@ -112,13 +93,13 @@ def test_names_and_terms_are_hotwords_of_one_utterance(monkeypatch):
         async with serving(listeners=[listening]), client_of(listening) as client:
             wishes = Transcribe(transcript_names=["ac ug", "Жук"], transcript_terms=["kkk"])
             await client.write_event(wishes.event())
-            return await say(client, PCM), await say(client, PCM)
+            return await wyoming_events(client, PCM), await wyoming_events(client, PCM)
 
     biased, plain = run(test)
     hotwords = Hotwords.compile({"ac ug": None, "kkk": None}, LetterTokenizer())
     beam = SearchOptions(method="modified_beam", beam=4)
-    assert transcript(biased) == joined([text for text, _ in library(PCM, search=beam, hotwords=hotwords)])
-    assert transcript(plain) == ALONE
+    assert wyoming_transcript(biased) == joined([text for text, _ in library(PCM, search=beam, hotwords=hotwords)])
+    assert wyoming_transcript(plain) == ALONE
 
 
 def test_chunks_never_tell_what_a_second_pass_may_replace():
@@ -126,9 +107,9 @@ def test_chunks_never_tell_what_a_second_pass_may_replace():
         model, listening = Recognizer(talkative_model(), LetterTokenizer()), listener()
         recognizer = model.streaming(8, 4, endpointing=make_recognizer().endpointing, second_pass=True)
         async with serving(recognizer, listeners=[listening]), client_of(listening) as client:
-            return await say(client, PCM)
+            return await wyoming_events(client, PCM)
 
-    assert transcript(run(test)) == joined([text for text, _ in library(PCM, second_pass=True)]) != ALONE
+    assert wyoming_transcript(run(test)) == joined([text for text, _ in library(PCM, second_pass=True)]) != ALONE
 
 
 def line(kind: str, data: dict | None = None, payload: bytes = b"", **more: object) -> bytes:
@@ -206,7 +187,7 @@ def test_who_finds_no_place_hears_why_and_places_come_back():
             async with client_of(listening) as first, client_of(listening) as second:
                 await first.write_event(AudioStart(**FORM).event())
                 await until(lambda: server.num_streams == 1)
-                (error,) = await say(second, PCM[:1000])
+                (error,) = await wyoming_events(second, PCM[:1000])
                 assert Error.from_event(error).code == "full"
                 await first.write_event(AudioStop().event())
                 await until(lambda: server.num_streams == 0)
@@ -265,7 +246,7 @@ def test_a_server_that_is_shut_down_says_so():
                 stopping = asyncio.create_task(server.stop())
                 await until(lambda: server.draining)
                 async with client_of(listening) as late:
-                    (error,) = await say(late, PCM[:100])
+                    (error,) = await wyoming_events(late, PCM[:100])
                     assert Error.from_event(error).code == "draining"
                 assert Error.from_event(await client.read_event()).code == "going_away"
                 await stopping
