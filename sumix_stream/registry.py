@@ -52,4 +52,10 @@ MIXERS = Registry(
         "attention": "sumix_stream.encoders.mixers.attention.ChunkedAttention",
     },
 )
-TASKS = Registry("task", {"transducer": "sumix_stream.tasks.transducer.task.TransducerTask"})
+TASKS = Registry(
+    "task",
+    {
+        "transducer": "sumix_stream.tasks.transducer.task.TransducerTask",
+        "classification": "sumix_stream.tasks.classification.task.ClassificationTask",
+    },
+)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from trees import write_digits, write_librispeech, write_voxpopuli
+from trees import write_digits, write_librispeech, write_voxpopuli, write_words
 
 from sumix_stream.config.data import ConcatenateConfig
 from sumix_stream.config.reader import load_recipe
 from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts, read_valid
+from sumix_stream.tasks.base import load_outputs, make_task
 from sumix_stream.timebase import Timebase
-from sumix_stream.tokenizer import Tokenizer
 
 CONFIGS = sorted((ROOT / "egs").glob("*/conf/*.yaml"))
+INTENTS = ((0, "train", "order"), (1, "train", "cancel"), (2, "valid", "order"), (3, "test", "cancel"))
 RECIPES = sorted(path.parent.name for path in (ROOT / "egs").glob("*/prepare"))
 
 
@@ -27,7 +28,7 @@ def prepare(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_recipes_are_found():
-    assert RECIPES == ["digits", "english", "librispeech", "mini", "voxpopuli"]
+    assert RECIPES == ["digits", "english", "intents", "librispeech", "mini", "speech_commands", "voxpopuli"]
     assert {path.parent.parent.name for path in CONFIGS} == set(RECIPES)
 
 
@@ -39,7 +40,8 @@ def test_config_loads_and_asks_for_what_prepare_writes(path):
         data /= parts[1]
     assert [Path(p) for p in recipe.data.train_cuts] == [data / "cuts_train.jsonl.gz"]
     assert [Path(p) for p in recipe.data.valid_cuts] == [data / "cuts_valid.jsonl.gz"]
-    assert Path(recipe.tokenizer.path) == data / "tokenizer.model"
+    outputs = "labels.yaml" if recipe.task == "classification" else "tokenizer.model"
+    assert Path(recipe.tokenizer.path) == data / outputs
     assert Path(recipe.train.exp_dir).parent == path.parent.parent / "exp"
     assert recipe.loss.warmup_steps < recipe.train.max_steps
     assert recipe.data.max_utterance <= recipe.data.max_duration
@@ -58,6 +60,14 @@ def test_prepared_data_make_batches(recipe, tmp_path):
         for part, speaker, number in (("train-clean-5", "10", 8), ("test-clean", "20", 2)):
             write_librispeech(tmp_path / "corpus" / "LibriSpeech", part, [speaker], number)
         options = ["--parts", "mini", "--corpus", tmp_path / "corpus", "--vocab-size", 32]
+    elif recipe == "speech_commands":
+        write_words(tmp_path / "corpus", ("yes", "no"), 12)
+        options = ["--corpus", tmp_path / "corpus", "--task", "words", "--valid", 0.3, "--test", 0.3]
+    elif recipe == "intents":
+        write_words(tmp_path / "corpus", ("on",), 4)
+        rows = [f"on/speaker{n}_nohash_0.wav\t{part}\t{intent}" for n, part, intent in INTENTS]
+        (tmp_path / "t.tsv").write_text("\n".join(["path\tpart\tintent", *rows]) + "\n")
+        options = ["--table", tmp_path / "t.tsv", "--audio", tmp_path / "corpus"]
     elif recipe == "voxpopuli":
         write_voxpopuli(tmp_path / "corpus")
         options = ["--corpus", tmp_path / "corpus", "--vocab-size", 30, "--max-seconds", 15]
@@ -67,10 +77,10 @@ def test_prepared_data_make_batches(recipe, tmp_path):
     out = tmp_path / "data"
     finished = prepare(recipe, *options, "--out", out)
     assert finished.returncode == 0, finished.stderr
-    tokenizer = Tokenizer.load(out / "tokenizer.model")
+    recipe_of = load_recipe(CONFIGS[[path.parent.parent.name for path in CONFIGS].index(recipe)])
+    tokenizer = load_outputs(make_task(recipe_of.task), out / Path(recipe_of.tokenizer.path).name)
     mean, std = read_stats(out / "stats.npz")
-    config = load_recipe(CONFIGS[[path.parent.parent.name for path in CONFIGS].index(recipe)]).data
-    config = replace(config, num_workers=0, concatenate=ConcatenateConfig())  # a joined utterance has one id
+    config = replace(recipe_of.data, num_workers=0, concatenate=ConcatenateConfig())  # a joined utterance has one id
     loader = TrainLoader(config, out / "cuts_train.jsonl.gz", tokenizer, Timebase(), seed=0)
     batches = list(loader.epoch_batches(0))
     assert {id.split("_sp")[0] for batch in batches for id in batch.ids} == set(

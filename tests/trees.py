@@ -61,6 +61,16 @@ def write_digits(folder: Path, speakers: Sequence[str] = ("ann", "bob"), num_ind
                 soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", tone(0.2, 8000, seed=digit), 8000)
 
 
+def write_words(folder: Path, words: Sequence[str], num_speakers: int) -> None:
+    """`{word}/speaker{n}_nohash_0.wav` of 0.5 seconds at 16 kHz."""
+    for number, word in enumerate(words):
+        (folder / word).mkdir(parents=True)
+        for speaker in range(num_speakers):
+            soundfile.write(
+                folder / word / f"speaker{speaker}_nohash_0.wav", tone(0.5, seed=10 * number + speaker), 16_000
+            )
+
+
 def write_voxpopuli(corpus: Path, language: str = "en") -> None:
     """Sessions of 40 s, one of them in two channels at 22.05 kHz, one with a hole, ...; rows of every bad kind."""
     rows = [

@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 AVERAGE = "average.safetensors"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
+TRANSDUCER = "transducer"  # the task of a description that names none
 FORMAT = 1
 LOGGER = logging.getLogger("sumix_stream")
 

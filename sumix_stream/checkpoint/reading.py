@@ -17,6 +17,7 @@ from sumix_stream.checkpoint.arrays import Shapes, mean_arrays, model_arrays, mo
 from sumix_stream.checkpoint.layout import (
     CONFIG,
     TOKENIZER,
+    TRANSDUCER,
     WEIGHTS,
     CheckpointError,
     DamagedCheckpoint,
@@ -69,6 +70,8 @@ def read_checkpoint(
     directory = directories[-1]
     note_missing_sums(directory)
     description = load_yaml(directory / CONFIG)
+    if (task := description.get("task", TRANSDUCER)) != TRANSDUCER:
+        raise CheckpointError(f"{directory} is a model of the task {task}, which finds no words: bin/spot runs it")
     try:
         vocab_size, config = int(description["vocab_size"]), from_dict(ModelConfig, description["model"])
     except (KeyError, TypeError, ValueError) as error:

@@ -84,7 +84,7 @@ def listen(
     streaming = recognizer.streaming(context, search=options, endpointing=Endpointing.sherpa())
     streaming.warm_up(1)
     stream, screen, one = streaming.create_stream(), Screen(sys.stdout), parse_channel(channel)
-    with _first_interrupt() as stopped, open_microphone(device, stopped) as microphone:
+    with first_interrupt() as stopped, open_microphone(device, stopped) as microphone:
         about = f"{microphone.name}, {microphone.sample_rate} Hz"
         print(f"listening to {about}; Ctrl-C ends it", file=sys.stderr, flush=True)
         check_channel(one, microphone.num_channels)
@@ -103,7 +103,7 @@ def listen(
 
 
 @contextmanager
-def _first_interrupt() -> Iterator[threading.Event]:
+def first_interrupt() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets; another ends the program."""
     stopped = threading.Event()
 

@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train a model as a recipe says",
     "decode": "recognise whole utterances",
     "stream-decode": "recognise speech chunk by chunk",
+    "spot": "spot keywords, or classify recordings",
     "train-lm": "make a language model from text",
     "tune": "find the weights of a search on a development set",
     "export": "export a model for sherpa-onnx, ONNX runtimes or PyTorch",

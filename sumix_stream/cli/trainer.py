@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,22 @@ if TYPE_CHECKING:
 
 def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     """With the recipe's data, a fresh model, and a validation by the decoder if there is a set for it."""
+    from sumix_stream.corpora.labelled import check_labels
     from sumix_stream.corpora.preparation import read_stats
     from sumix_stream.data import TrainLoader, load_cuts
-    from sumix_stream.tasks.base import make_task
-    from sumix_stream.tokenizer import Tokenizer
+    from sumix_stream.tasks.base import build_for, load_outputs, make_task
     from sumix_stream.train.division import batches_per_process
     from sumix_stream.train.precision import make_fabric
     from sumix_stream.train.two_views import with_masks_of_views
 
     recipe = with_masks_of_views(recipe)
     config, data = recipe.train, recipe.data
-    tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    task = make_task(recipe.task)
+    tokenizer = load_outputs(task, recipe.tokenizer.path)
     train = load_cuts(data.train_paths)
-    model = make_task(recipe.task).build(recipe.model, tokenizer.vocab_size, config.seed)
+    if recipe.task == "classification":
+        check_labels([*data.train_paths, *chain.from_iterable(recipe.valid_sets.values())], tokenizer)
+    model = build_for(task, recipe.model, tokenizer, config.seed)
     notes = []
     if config.init_from:
         notes.append(str(_start_from(model, tokenizer, config.init_from, Path(config.exp_dir))))
@@ -54,6 +58,7 @@ def make_validator(recipe: RecipeConfig, tokenizer: Tokenizer, timebase: Timebas
     """Error rates and losses of the recipe's validation sets; None where it has none."""
     from sumix_stream.context import ChunkContext
     from sumix_stream.data import load_cuts
+    from sumix_stream.evaluate.accuracy import label_errors
     from sumix_stream.evaluate.error_rates import masked_wer, streaming_wer
     from sumix_stream.evaluate.losses import HeldOutLoss
     from sumix_stream.tasks.base import make_task
@@ -67,7 +72,10 @@ def make_validator(recipe: RecipeConfig, tokenizer: Tokenizer, timebase: Timebas
 
     def decode(model, utterances):
         loss = HeldOutLoss(model, tokenizer, *settings)
-        found = wer(model, tokenizer, loss.watch(utterances), config.valid_chunk_size, config.valid_left_context)
+        if recipe.task == "classification":
+            found = label_errors(model, tokenizer, loss.watch(utterances), context)
+        else:
+            found = wer(model, tokenizer, loss.watch(utterances), config.valid_chunk_size, config.valid_left_context)
         return WithLosses(found, loss.means())
 
     sets = {name: load_cuts(paths) for name, paths in recipe.valid_sets.items()}

@@ -41,6 +41,8 @@ class RunPage:
 
     def draw(self, model: Transducer, step: int) -> None:
         """Pictures of the validation set's first utterances by the model, which is in evaluation mode."""
+        if self._recipe.task == "classification":
+            return  # they are of tokens and their frames
         manifests = next(iter(self._recipe.valid_sets.values()), ())
         try:
             if self._pictures is None:

@@ -5,7 +5,8 @@ B utterances, T0 feature frames, U targets.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.base import Encoder
 from sumix_stream.registry import TASKS
 from sumix_stream.timebase import Timebase
+from sumix_stream.tokenizer import Tokenizer
 
 Weights = dict[str, float]  # of the parts of a loss
 
@@ -84,3 +86,16 @@ class Validation(Protocol):
 def make_task(name: str) -> Task:
     """The task of that name. Raises ValueError with the names that there are."""
     return TASKS.get(name)()
+
+
+def load_outputs(task: Task, path: str | Path) -> Any:
+    """What the model's outputs stand for: a tokenizer, or what the task's own `load_outputs` reads in its place."""
+    return getattr(task, "load_outputs", Tokenizer.load)(path)
+
+
+def build_for(task: Task, config: ModelConfig, outputs: Any, seed: int) -> nn.Module:
+    """An untrained model for these outputs (`load_outputs`)."""
+    model = task.build(config, outputs.vocab_size, seed)
+    if hasattr(model, "set_labels"):
+        model.set_labels(outputs.sizes)
+    return model

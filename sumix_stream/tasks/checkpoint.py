@@ -12,6 +12,7 @@ from sumix_stream.checkpoint.layout import (
     AVERAGE,
     CONFIG,
     TOKENIZER,
+    TRANSDUCER,
     WEIGHTS,
     CheckpointError,
     DamagedCheckpoint,
@@ -80,6 +81,8 @@ def save_model(directory: Path, model: Transducer, tokenizer: Tokenizer, extra: 
     directory = Path(directory)
     save_tensors(directory / WEIGHTS, model.state_dict())
     description = {"vocab_size": model.vocab_size, "model": to_dict(model.config), "extra": extra or {}}
+    if (task := getattr(model, "task", TRANSDUCER)) != TRANSDUCER:
+        description["task"] = task
     save_yaml(directory / CONFIG, description)
     (directory / TOKENIZER).write_bytes(tokenizer.to_bytes())
 

@@ -12,8 +12,7 @@ from sumix_stream.config import RecipeConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts
-from sumix_stream.tasks.base import make_task
-from sumix_stream.tokenizer import Tokenizer
+from sumix_stream.tasks.base import build_for, load_outputs, make_task
 from sumix_stream.train.optim import make_optimizer
 from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import batch_inputs
@@ -53,9 +52,9 @@ def estimate(recipe: RecipeConfig) -> Estimate:
         RuntimeError: a step fails, as for want of memory.
     """
     config = recipe.train
-    tokenizer = Tokenizer.load(recipe.tokenizer.path)
     task = make_task(recipe.task)
-    model = task.build(recipe.model, tokenizer.vocab_size, config.seed)
+    tokenizer = load_outputs(task, recipe.tokenizer.path)
+    model = build_for(task, recipe.model, tokenizer, config.seed)
     weights = task.weights(config.max_steps, recipe.loss)
     model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
     alone = replace(config, devices=1, cpu_processes=1, num_nodes=1, strategy="auto")

@@ -173,7 +173,7 @@ def check_unchanged(directory: Path, model: nn.Module, statistics: Mapping[str, 
     path = directory / checkpoint.TOKENIZER
     remedy = "put the old one back, or start anew with --no-resume or another --exp-dir"
     saved = path.read_bytes()
-    if saved != tokenizer.to_bytes() and (difference := tokenizer.difference(Tokenizer.from_bytes(saved))):
+    if saved != tokenizer.to_bytes() and (difference := tokenizer.difference(type(tokenizer).from_bytes(saved))):
         raise CheckpointError(
             f"the tokenizer has been made anew since this run began: {difference}. The run's own is {path}: {remedy}"
         )

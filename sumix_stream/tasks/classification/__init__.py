@@ -1,0 +1,1 @@
+"""The task `classification`: labels of whole utterances, and of a stream chunk by chunk."""
