@@ -33,7 +33,8 @@ from sumix_stream.serve.outbox import Outbox
 from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.protocols import openai, openai_realtime
 from sumix_stream.serve.reading import Client, Mailbox
-from sumix_stream.serve.workers import Spawn, Workers
+from sumix_stream.serve.session import Session
+from sumix_stream.serve.workers import RemoteSession, Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Server:
         self.offer = Offer(recognizer)
         self.metrics.max_streams.set(self.limits.max_streams)
         self.draining = False
-        self._log_text = log_text
+        self.log_text = log_text
         self._engine: Engine | Workers = (
             Engine(recognizer, self.metrics)
             if spawn is None
@@ -89,7 +90,6 @@ class Server:
         self._sockets: set[Front | _Connection] = set()
         self._waiting: dict[Front, None] = {}  # that do not stream, oldest first
         self._clients: set[Client] = set()
-        self.open_session = self._engine.open
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
         self._websockets: Mapping[str, type[Client]] = {
@@ -190,6 +190,10 @@ class Server:
         """Streams that the recogniser keeps."""
         return self._engine.num_sessions
 
+    def open_session(self, *arguments: object, **options: object) -> Session | RemoteSession:
+        """A stream's session; see `Engine.open`."""
+        return self._engine.open(*arguments, **options)
+
     def _front(self, protocol: ServerProtocol, *arguments: object, **options: object) -> Front:
         return Front(self, protocol, partial(_Connection, self, protocol, *arguments, **options))
 
@@ -214,9 +218,9 @@ class Server:
         self._sockets.discard(front)
         self._waiting.pop(front, None)
         self._site.left(front)
-        self.release(front)
+        self.leave(front)
 
-    def release(self, front: Front) -> None:
+    def leave(self, front: Front) -> None:
         """It streams no more."""
         if front.grant is not None:
             front.grant.close()
@@ -302,23 +306,23 @@ class Server:
         """Send what the outbox holds until it ends; why it ended."""
         loop = asyncio.get_running_loop()
         while (event := await outbox.get()) is not None:
-            too_slow = loop.call_later(self.limits.send_seconds, self._drop, connection)
+            too_slow = loop.call_later(self.limits.send_seconds, self.drop, connection)
             try:
                 await connection.send(event.text)
             except ConnectionClosed:
                 return "slow_reader" if connection.dropped else "disconnected"
             finally:
                 too_slow.cancel()
-            if self._log_text and event.kind is EventKind.FINAL:
+            if self.log_text and event.kind is EventKind.FINAL:
                 log_event(_log, "final", stream=name, result=event.text)
             if event.close_code is not None and not connection.dropped:
                 await connection.close(event.close_code)
                 return event.kind.value
         if outbox.overflowed and not connection.dropped:
-            self._drop(connection)
+            self.drop(connection)
         return "slow_reader" if connection.dropped else "disconnected"
 
-    def _drop(self, connection: _Connection) -> None:
+    def drop(self, connection: _Connection) -> None:
         """End a connection whose reader is too slow: no message would reach it, a close frame neither."""
         if connection.dropped:
             return
@@ -338,7 +342,7 @@ class _Connection(GuardedConnection):
         self.dropped = False  # its reader was too slow
 
     def on_slow(self) -> None:
-        self._owner._drop(self)
+        self._owner.drop(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
