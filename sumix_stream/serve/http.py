@@ -79,7 +79,7 @@ class Site:
 
     async def close(self) -> None:
         """End what is under way."""
-        await self._server.shutdown(0.1)
+        await self._server.shutdown(2.0)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         front = self._fronts.get(request.transport)

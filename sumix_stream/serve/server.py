@@ -34,7 +34,8 @@ from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.protocols import openai, openai_realtime
 from sumix_stream.serve.protocols.listener import Connected, Listener
 from sumix_stream.serve.reading import Client, Mailbox
-from sumix_stream.serve.workers import Spawn, Workers
+from sumix_stream.serve.session import Session
+from sumix_stream.serve.workers import RemoteSession, Spawn, Workers
 from sumix_stream.streaming.stream import StreamingRecognizer
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,6 @@ class Server:
         self._sockets: set[Connected] = set()
         self._waiting: dict[Connected, None] = {}  # that do not stream, oldest first
         self._clients: set[Client] = set()
-        self.open_session = self._engine.open
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
         self._websockets: Mapping[str, type[Client]] = {
@@ -200,6 +200,10 @@ class Server:
     def num_sessions(self) -> int:
         """Streams that the recogniser keeps."""
         return self._engine.num_sessions
+
+    def open_session(self, *arguments: object, **options: object) -> Session | RemoteSession:
+        """A stream's session; see `Engine.open`."""
+        return self._engine.open(*arguments, **options)
 
     def front(self, owner: Owner, protocol: ServerProtocol, *arguments: object, **options: object) -> Front:
         """The beginning of a connection that may become a websocket, within the server's limits."""

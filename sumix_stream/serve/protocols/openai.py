@@ -150,5 +150,7 @@ class Api:
         finally:
             self.num_uploads -= 1
             server.leave(front)
+            if server.log_text:
+                log_event(_log, "final", stream=name, result=transcription.text)
             seconds = round(time.monotonic() - began, 3)
             log_event(_log, "closed", stream=name, reason=reason, seconds=seconds, bytes=transcription.num_bytes)

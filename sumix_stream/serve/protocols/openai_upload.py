@@ -39,6 +39,7 @@ class Transcription:
         self._api, self._server, self._visit = api, api.server, visit
         self._limits = api.server.limits
         self.num_bytes = 0  # of the recording
+        self.text = ""  # once all is said
 
     async def run(self) -> web.StreamResponse:
         """The answer. Raises ApiError; whatever happens, nothing of the upload stays."""
@@ -126,6 +127,7 @@ class Transcription:
             if form.stream:
                 return await self._stream(happened, decoded)
             finals = [one async for one in happened if isinstance(one, Final)]
+            self.text = text_of(finals)
             body, kind = answer(form, finals, decoded.seconds, self._api.token_ids)
             return text(body, content_type=kind)
         finally:
@@ -176,7 +178,8 @@ class Transcription:
             await tell(first)
             async for one in happened:
                 await tell(one)
-            done = {"type": "transcript.text.done", "text": text_of(finals), "usage": usage(decoded.seconds)}
+            self.text = text_of(finals)
+            done = {"type": "transcript.text.done", "text": self.text, "usage": usage(decoded.seconds)}
             await self._send(response, done)
         except UploadError as error:  # beyond the first samples: the status was sent
             await self._send(response, {"error": wrong(str(error), "file", "invalid_file").error})
