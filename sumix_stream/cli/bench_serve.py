@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", default=3, type=int, help="searches for the most streams in real time; default 3, 0 = none")
     add("--most", default=1024, type=int, help="streams that the search does not go beyond; default 1024")
     add("--hostile", action="store_true", help="instead: the first of --clients with and without hostile ones beside")
+    sizing = "instead: a table for planning, of streams a core and memory by model and chunk; run again, it goes on"
+    add("--sizing", action="store_true", help=sizing)
+    add("--models", nargs="+", default=["tiny", "small", "medium"], help="of --sizing; default tiny small medium")
+    add("--chunks", nargs="+", default=["320ms", "640ms", "1280ms"], help="of --sizing; default 320ms 640ms 1280ms")
     add("--packets", default="20,40,60,100", type=_milliseconds, help="ms of audio, in turn; default 20,40,60,100")
     add("--cores", type=_numbers, help="cores of the server, 0,1 for example; clients are on the last; default all")
     add("--threads", type=int, help="of each server's network; default as many as cores")
@@ -72,4 +76,8 @@ def main(args: argparse.Namespace, command: str) -> int:
     except ValueError as error:
         parser = argparse.ArgumentParser(prog="bench serve", usage=argparse.SUPPRESS)
         parser.error(str(error))
+    if args.sizing:
+        from sumix_stream.bench.serve import sizing
+
+        return sizing.main(request, args.models, args.chunks)
     return commands.main(request)

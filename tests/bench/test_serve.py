@@ -19,7 +19,8 @@ from serving import PCM, RATE, expected, make_recognizer
 from talkative import LetterTokenizer, sound, talkative_model
 from websockets.frames import Frame, Opcode
 
-from sumix_stream.bench.serve import commands, hostile, report, verdict
+from sumix_kernels.machine import instruction_set
+from sumix_stream.bench.serve import commands, hostile, report, sizing, verdict
 from sumix_stream.bench.serve import speech as speaker
 from sumix_stream.bench.serve.clients import Measured, Plan, flood, run_load
 from sumix_stream.bench.serve.hostile_clients import HostileClients
@@ -287,7 +288,7 @@ class Holds:
 
 
 def test_contenders_take_turns_and_every_repetition_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(commands, "_speed", lambda *given: 100.0)
+    monkeypatch.setattr(commands, "speed", lambda *given: 100.0)
     one, other = Holds("ours", 90), Holds("sherpa", 40)
     request = commands.Request("small", tmp_path, clients=(8,), repeats=2, plot=False)
     rows, found = commands._measure([one, other], request, [], 0.64, lambda line: None)
@@ -299,6 +300,35 @@ def test_contenders_take_turns_and_every_repetition_is_kept(monkeypatch, tmp_pat
         assert len(held) == 2 and held[0] == held[1] and 0.9 * contender.limit < held[0] <= contender.limit
         assert contender.asked[2:].count(held[0]) == 2  # the second search begins where the first ended
     assert commands._measure([one], replace(request, repeats=0), [], 0.64, lambda line: None)[1] == {}
+
+
+def test_sizing_goes_on_where_it_was_broken_off(tmp_path):
+    asked = []
+
+    def measure(request: commands.Request, say) -> dict:
+        if len(asked) == 2:
+            raise RuntimeError("broken off")
+        asked.append((request.model, request.chunk))
+        streams = {"streams": 30 * len(asked), "workers": 2, "start_seconds": 2.5, "seconds": request.seconds}
+        return streams | {"server_pss_mb": 310.4, "worker_pss_mb": 99.6, "stream_pss_mb": 0.25}
+
+    request = commands.Request("small", tmp_path, seconds=3.0, plot=False, command="bin/bench serve --sizing")
+    wanted = ["tiny", "small"], ["320ms", "640ms"]
+    with pytest.raises(RuntimeError):
+        sizing.run(request, *wanted, measure=measure)
+    first = list(asked)
+    asked.clear()
+    text = sizing.run(request, *wanted, measure=measure).read_text()
+    assert first == [("tiny", "320ms"), ("tiny", "640ms")] and asked == [("small", "320ms"), ("small", "640ms")]
+    cores = len(check_cores(None))
+    rows = [line for line in text.splitlines() if line.startswith(("| tiny", "| small"))]
+    assert (
+        len(rows) == 4
+        and f"| 4 | {instruction_set()} | {cores} | 60 | {60 / cores:.0f} | 310 | 100 | 0.25 | 2.5 |" in rows[1]
+    )
+    asked.clear()
+    sizing.run(request, *wanted, measure=measure)
+    assert not asked
 
 
 def test_memory_a_stream_is_a_slope():

@@ -123,6 +123,26 @@ def run(request: Request, say: Say = print) -> Path:
 
     Raises ValueError for what cannot be run, RuntimeError for a server that does not start.
     """
+    setup, utterances, bound, facts = prepare(request)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pinned({setup.cores[-1]}))
+        if request.hostile:
+            rows = hostile_rows(setup.hostile_server, setup.ours, utterances, request.clients[0], request.seconds, say)
+            return report.write_hostile(request.out, rows, facts, request.command)
+        names = ("ours", *request.against)
+        contenders = [stack.enter_context(_contender(name, setup, utterances, say)) for name in names]
+        rows, found = _measure(contenders, request, utterances, bound, say)
+    own = contenders[0].references
+    errors = {one.name: verdict.word_error_rate(own, one.references) for one in contenders}
+    about = {one.name: one.about for one in contenders}
+    return report.write(request.out, rows, found, errors, about, facts, request.command, request.plot)
+
+
+def prepare(request: Request) -> tuple[Setup, list[np.ndarray], float, dict[str, Any]]:
+    """How servers are started, what is said to them, the bound in seconds, and facts for the page.
+
+    Raises ValueError for what cannot be run.
+    """
     cores = check_cores(request.cores)
     request.out.mkdir(parents=True, exist_ok=True)
     model = request.model
@@ -145,18 +165,7 @@ def run(request: Request, say: Say = print) -> Path:
         "bound_ms": 1000 * bound,
         "packets_ms": " ".join(f"{1000 * packet:g}" for packet in request.packets),
     }
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(pinned({cores[-1]}))
-        if request.hostile:
-            rows = hostile_rows(setup.hostile_server, setup.ours, utterances, request.clients[0], request.seconds, say)
-            return report.write_hostile(request.out, rows, facts, request.command)
-        names = ("ours", *request.against)
-        contenders = [stack.enter_context(_contender(name, setup, utterances, say)) for name in names]
-        rows, found = _measure(contenders, request, utterances, bound, say)
-    own = contenders[0].references
-    errors = {one.name: verdict.word_error_rate(own, one.references) for one in contenders}
-    about = {one.name: one.about for one in contenders}
-    return report.write(request.out, rows, found, errors, about, facts, request.command, request.plot)
+    return setup, utterances, bound, facts
 
 
 @dataclass
@@ -248,7 +257,7 @@ class Setup:
         speeds = {}
         for flags in stock_flags(self.threads):
             with start_stock("sherpa-tuning", bundle, flags, self.request.out, self.cores, self.threads) as server:
-                speeds[tuple(flags)] = _speed(self.stock, server, utterances)
+                speeds[tuple(flags)] = speed(self.stock, server, utterances)
             say(f"  {bundle.name} in sherpa {' '.join(flags)}: {speeds[tuple(flags)]:.1f} s of audio a second")
         return list(max(speeds, key=speeds.get))
 
@@ -263,7 +272,7 @@ def stock_flags(threads: int) -> list[list[str]]:
     return [*flags, ["--num-work-threads=3", "--num-threads=1", "--max-batch-size=5"]]
 
 
-def _speed(server_protocol: ServerProtocol, server: ServerProcess, utterances: Sequence[np.ndarray]) -> float:
+def speed(server_protocol: ServerProtocol, server: ServerProcess, utterances: Sequence[np.ndarray]) -> float:
     """Seconds of audio that are recognised in a second when it comes all at once."""
     many = [utterances[i % len(utterances)] for i in range(_FLOOD)]
     _, seconds = flood(server_protocol, server.port, many)
@@ -318,10 +327,10 @@ def _measure(
     starts = {}
     for contender in contenders:
         contender.server.resume()
-        speed = _speed(contender.server_protocol, contender.server, utterances)
+        found_speed = speed(contender.server_protocol, contender.server, utterances)
         contender.server.pause()
-        say(f"{contender.name}: {speed:.1f} s of audio a second when it comes all at once")
-        starts[contender.name] = round(0.8 * speed)
+        say(f"{contender.name}: {found_speed:.1f} s of audio a second when it comes all at once")
+        starts[contender.name] = round(0.8 * found_speed)
     found: dict[str, list[int]] = {contender.name: [] for contender in contenders}
     for _ in range(request.repeats):
         searches = {name: verdict.searching(start, request.most) for name, start in starts.items()}

@@ -23,6 +23,13 @@ the bound, a median latency that does not rise, every result there, every text a
 core."""
 
 
+_SIZING_MEMORY = (("server_pss_mb", 0), ("worker_pss_mb", 0), ("stream_pss_mb", 2))
+_SIZING_ABOUT = """\
+Streams: the most that speak in real time for {seconds:g} s, to within a sixteenth, by one search. Memory is PSS, in
+which pages that processes share count once: of the server before its first load (all processes), of one of its workers,
+and what a stream adds at the most streams."""
+
+
 def write(
     out: Path,
     rows: Sequence[Row],
@@ -91,6 +98,26 @@ def write_hostile(out: Path, rows: Sequence[Row], facts: Mapping[str, Any], comm
             words = ", ".join(f"{name} ({number})" for name, number in row["outcomes"].items())
             lines.append(f"- {row['phase']}, {row['hostile_cpu_percent']:.0f} % of a core: {words}")
     return _write(out / "serve_hostile.md", lines)
+
+
+def write_sizing(out: Path, rows: Sequence[Row], seconds: float, command: str) -> Path:
+    """Write sizing.md, of rows as `sizing` has them; the Markdown's path."""
+    place = _environment(command)
+    lines = ["# sizing", "", f"{place['machine']}; {place['versions']}; {place['date']}.", "", f"    {command}", ""]
+    head = "model | chunk | left context | instructions | cores | streams | streams a core | server MB | worker MB"
+    lines += [f"| {head} | MB a stream | listening after s |", "|---|--:|--:|---|" + "--:|" * 7]
+    for row in rows:
+        each = float(row["streams"]) / float(row["cores"])
+        memory = [_number(row.get(name), digits) for name, digits in _SIZING_MEMORY]
+        cells = [*(row[name] for name in ("model", "chunk", "left_context", "instruction_set", "cores", "streams"))]
+        cells += [f"{each:.0f}", *memory, _number(row["start_seconds"], 1)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", _SIZING_ABOUT.format(seconds=seconds)]
+    return _write(out / "sizing.md", lines)
+
+
+def _number(value: Any, digits: int) -> str:
+    return "" if value in (None, "") else f"{float(value):.{digits}f}"
 
 
 def _environment(command: str) -> dict[str, str]:

@@ -43,6 +43,11 @@ class Meter:
         found = [self._pss_bytes(pid) for pid in self._family()]
         return None if None in found else sum(found)
 
+    def pss_of_processes(self) -> list[int] | None:
+        """The same of each process, parents before children; None where the kernel does not tell."""
+        found = list(map(self._pss_bytes, self._family()))
+        return None if None in found else found
+
     def _cpu_seconds(self, pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / self._tick

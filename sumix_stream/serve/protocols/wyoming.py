@@ -127,6 +127,8 @@ class WyomingTalk:
         too_slow = self._loop.call_later(self.server.limits.send_seconds, self.server.drop, self)
         try:
             async with self._writing:
+                if self.transport.is_closing():
+                    raise ConnectionResetError
                 self._writer.write(write_event(kind, data))
                 await self._writer.drain()
         finally:
@@ -138,7 +140,8 @@ class WyomingTalk:
             return
         self._ended = True
         await self.send("error", text=text, code=code)
-        self._writer.write_eof()
+        with contextlib.suppress(OSError):  # the client is gone already
+            self._writer.write_eof()
         self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     async def _converse(self) -> None:
@@ -300,6 +303,9 @@ class Utterance:
             reason = await self._write_all()
         except ConnectionError:
             reason = "slow_reader" if self._talk.dropped else "disconnected"
+        except Exception:
+            _log.exception("writing failed")
+            self._talk.transport.abort()
         finally:
             self.intake.close(reason)
 
