@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
+import pytest
 from openai_client import sdk, spell, streamed, whole
 from serving import expected, make_recognizer, run, serving
 from talkative import LetterTokenizer, sound, talkative_model
@@ -246,6 +247,7 @@ def test_a_wrong_setting_is_named_and_changes_nothing():
     run(test)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same():
     async def test():
         async with serving(workers=2) as (_, port):
