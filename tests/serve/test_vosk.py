@@ -65,17 +65,17 @@ def test_one_answer_for_each_message_and_all_words_with_times():
 def test_what_a_client_configures(monkeypatch):
     """Words left out, a rate of 8 kHz where none is named, alternatives, phrases as hotwords."""
     spell(monkeypatch)
-    telephone = PCM[::2].copy()
+    short, telephone = PCM[: 2 * RATE], PCM[::2].copy()
 
     async def test():
         port_of = listener()
         async with serving(listeners=[port_of]) as _:
             theirs = port_of.address.port
             return await asyncio.gather(
-                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000.0, "words": 0, "unknown": true}}'),
+                vosk_answers(theirs, short, '{"config": {"sample_rate": 16000.0, "words": 0, "unknown": true}}'),
                 vosk_answers(theirs, telephone, None),
-                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000, "max_alternatives": 3}}'),
-                vosk_answers(theirs, PCM, '{"config": {"sample_rate": 16000, "phrase_list": ["ac ug", "[unk]"]}}'),
+                vosk_answers(theirs, short, '{"config": {"sample_rate": 16000, "max_alternatives": 3}}'),
+                vosk_answers(theirs, short, '{"config": {"sample_rate": 16000, "phrase_list": ["ac ug", "[unk]"]}}'),
             )
 
     plain, narrow, alternatives, biased = run(test)
@@ -84,14 +84,14 @@ def test_what_a_client_configures(monkeypatch):
     offered = [answer["alternatives"] for answer in alternatives if "alternatives" in answer]
     beam = SearchOptions(method="modified_beam", beam=4)
     assert all(1 <= len(several) <= 3 for several in offered) and max(map(len, offered)) > 1
-    assert said([several[0] for several in offered]) == joined(text for text, _ in library(PCM, search=beam))
+    assert said([several[0] for several in offered]) == joined(text for text, _ in library(short, search=beam))
     assert all(
         list(several) == sorted(several, key=lambda one: -one["confidence"])
         and set(several[0]) == {"confidence", "text"}
         for several in offered
     )
     hotwords = Hotwords.compile({"ac ug": None}, LetterTokenizer())
-    wanted = joined(text for text, _ in library(PCM, search=beam, hotwords=hotwords))
+    wanted = joined(text for text, _ in library(short, search=beam, hotwords=hotwords))
     assert said(results(biased)) == wanted != said(results(plain))
 
 

@@ -10,11 +10,11 @@ import contextlib
 import logging
 import socket
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import sumix_stream
 from sumix_stream.search.hotwords import unwritable
 from sumix_stream.search.hypothesis import Word
 from sumix_stream.serve import protocol
@@ -70,7 +70,7 @@ class Wyoming(Listener):
     @property
     def info(self) -> dict[str, Any]:
         """What `describe` is answered."""
-        source = {"attribution": {"name": PROGRAM, "url": ""}, "installed": True, "version": sumix_stream.__version__}
+        source = {"attribution": {"name": PROGRAM, "url": ""}, "installed": True, "version": _version()}
         model = {"name": self.model, "description": "SummaryMixing transducer", **source, "languages": self.languages}
         program = {"name": PROGRAM, "description": "streaming speech recognition", **source, "models": [model]}
         wanted = {"requires_external_vad": True, "prefers_auto_gain_enabled": False}
@@ -229,6 +229,13 @@ class WyomingTalk:
         if not phrases:
             return {}
         return {"hotwords": phrases} | ({"beam": _BEAM} if recognizer.search.options.method == "greedy" else {})
+
+
+def _version() -> str | None:
+    """Of this package, where it is installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(PROGRAM)
+    return None
 
 
 def _primary(language: str) -> str:
