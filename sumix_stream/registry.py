@@ -44,12 +44,20 @@ class Registry:
         return home
 
 
-ENCODERS = Registry("model.encoder.kind", {"conformer": "sumix_stream.encoders.conformer.ConformerEncoder"})
+ENCODERS = Registry(
+    "model.encoder.kind",
+    {
+        "conformer": "sumix_stream.encoders.conformer.ConformerEncoder",
+        "branchformer": "sumix_stream.encoders.branchformer.BranchformerEncoder",
+    },
+)
 MIXERS = Registry(
     "model.encoder.mixer",
     {
         "summary": "sumix_stream.encoders.mixers.summary.SummaryMixing",
         "attention": "sumix_stream.encoders.mixers.attention.ChunkedAttention",
+        "hypermixer": "sumix_stream.encoders.mixers.hyper.HyperMixer",
+        "none": "sumix_stream.encoders.mixers.none.NoMixer",
     },
 )
 TASKS = Registry(

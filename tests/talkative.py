@@ -27,6 +27,12 @@ MIXERS = {
 }
 KINDS = {  # what varies besides the conformer's mixer
     "by eight": {"subsampling": 8},
+    "none": {"mixer": "none"},
+    "full of one layer": {"summary_variant": "full", "mlp_layers": 1},
+    "lite of one layer": {"summary_variant": "lite", "mlp_layers": 1},
+    "full, decay, norms": {"summary_variant": "full", "summary_decay": 0.9, "summary_norm": True},
+    "branchformer": {"kind": "branchformer", "cgmlp_dim": 56, "summary_variant": "full"},
+    "branchformer, none": {"kind": "branchformer", "cgmlp_dim": 56, "mixer": "none"},
 }
 SMALL = EncoderConfig(dim=32, num_layers=2, ffn_dim=48, num_heads=4, conv_kernel=7, subsampling_channels=8)
 

@@ -1,11 +1,13 @@
 """Checkpoints as arrays: what PyTorch wrote is what is read, and nothing is made of what does not fit."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from talkative import KINDS as OTHERS
 
 from sumix_stream.checkpoint import CheckpointError, read_checkpoint
 from sumix_stream.checkpoint.arrays import load_arrays
@@ -58,11 +60,33 @@ def test_shapes_are_those_of_the_model(mixer, variant, ctc):
     assert transducer_shapes(config, 13) == expected
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_shapes_of_other_encoders(kind):
+    config = ModelConfig(replace(EncoderConfig(**SIZES), **OTHERS[kind]), CONFIG.predictor, joiner_dim=11)
+    expected = {name: tuple(value.shape) for name, value in build_model(config, 13).state_dict().items()}
+    assert transducer_shapes(config, 13) == expected
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_shapes_of_presets(preset):
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in build_model(preset, 500).state_dict().items()}
     assert transducer_shapes(PRESETS[preset], 500) == expected
+
+
+def test_cells_of_earlier_releases_have_one_layer(tmp_path, tokenizer):
+    """Their checkpoints know no `mlp_layers`; their weights are read as they were, and average with later ones."""
+    encoder = EncoderConfig(**SIZES, summary_variant="lite", mlp_layers=1)
+    model = build_model(ModelConfig(encoder, CONFIG.predictor, joiner_dim=11), tokenizer.vocab_size)
+    for step in (1, 2):
+        write_checkpoint(step_directory(tmp_path, step), lambda path: save_model(path, model, tokenizer))
+    added = ("mlp_layers", "summary_norm", "summary_decay", "subsampling", "cgmlp_dim")
+    rewrite(step_directory(tmp_path, 1), lambda data: [data["model"]["encoder"].pop(key) for key in added])
+    read, _ = load_model(step_directory(tmp_path, 1))
+    assert read.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value)
+    assert read_checkpoint(tmp_path, 2).config == model.config
 
 
 def test_what_is_saved_is_what_is_read(saved, tokenizer):

@@ -12,7 +12,7 @@ from torch import Tensor
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape, Work, random_tensors
 from sumix_stream.config import PRESETS, ModelConfig
 from sumix_stream.context import ChunkContext
-from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.base import make_encoder
 from sumix_stream.features import NUM_BINS
 from sumix_stream.timebase import Timebase
 
@@ -54,7 +54,7 @@ def _prepare(mixer: str):
     def prepare(inputs: Inputs, shape: Shape) -> Inputs:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = ConformerEncoder(mixer_config(shape, mixer).encoder)
+            encoder = make_encoder(mixer_config(shape, mixer).encoder)
         return {"encoder": encoder.to(inputs["feats"].device)}
 
     return prepare

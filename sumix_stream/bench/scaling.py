@@ -28,6 +28,9 @@ class Cluster:
     backward: float = 2 / 3  # share of a step during which gradients can be exchanged
 
 
+CONFORMERS = [name for name, config in PRESETS.items() if config.encoder.kind == "conformer"]
+
+
 def parameters(preset: str, vocab_size: int) -> int:
     """Trainable parameters of a preset."""
     with torch.device("meta"):
@@ -88,7 +91,7 @@ def report(
     epoch_hours: float,
 ) -> str:
     """The tables of SCALING.md. `assumed` and `measured` (by preset): seconds of a step on one GPU."""
-    sizes = {preset: parameters(preset, vocab_size) for preset in PRESETS}
+    sizes = {preset: parameters(preset, vocab_size) for preset in CONFORMERS}
     first = [
         [name, f"{n / 1e6:.1f}", f"{4 * n / 1e6:.0f}", f"{2 * n / 1e6:.0f}", math.ceil(4 * n / BUCKET_BYTES)]
         for name, n in sizes.items()
@@ -101,7 +104,7 @@ def report(
         for algorithm in ("ring", "tree")
     ]
     steps = [(name, seconds, "measured") for name, seconds in measured.items()]
-    steps += [(name, None, "not measured") for name in PRESETS if name not in measured]
+    steps += [(name, None, "not measured") for name in CONFORMERS if name not in measured]
     steps += [("large", seconds, "assumption") for seconds in assumed]
     third, fourth = [], []
     for name, seconds, origin in steps:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape, only_on_gpu, random_tensors
 from sumix_stream.bench.encoder import TOLERANCE, autocast, context_of, mixer_config
 from sumix_stream.context import ChunkContext
-from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.base import Encoder, make_encoder
 from sumix_stream.encoders.states import EncoderState
 from sumix_stream.features import NUM_BINS
 from sumix_stream.runtime.cuda_graph import StepGraphs
@@ -37,7 +37,7 @@ def _window(shape: Shape) -> int:
 class _Rounded(nn.Module):
     """An encoder whose features are rounded to its weights' precision."""
 
-    def __init__(self, encoder: ConformerEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.init_state, self.window = encoder.init_state, encoder.window
@@ -60,7 +60,7 @@ def _prepare(mixer: str, stepper: Callable[[Inputs, Shape], Step]):
     def prepare(inputs: Inputs, shape: Shape) -> Inputs:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = _Rounded(ConformerEncoder(mixer_config(shape, mixer).encoder)).eval()
+            encoder = _Rounded(make_encoder(mixer_config(shape, mixer).encoder)).eval()
         dtype = torch.float32 if mixer == "attention" else inputs["dtype"]
         return {"encoder": encoder.to(inputs["feats"].device, dtype), "stepper": stepper}
 

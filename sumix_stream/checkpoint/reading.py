@@ -29,8 +29,8 @@ from sumix_stream.checkpoint.layout import (
     step_directories,
 )
 from sumix_stream.checkpoint.shapes import check_depth, check_shapes, transducer_shapes
-from sumix_stream.config import ModelConfig
-from sumix_stream.config.reader import from_dict
+from sumix_stream.config import ConfigError, ModelConfig
+from sumix_stream.config.reader import model_of_checkpoint
 from sumix_stream.tokenizer import Tokenizer
 
 _FORM = re.compile(r"(best)?0*([1-9]\d*)")
@@ -73,7 +73,7 @@ def read_checkpoint(
     if (task := description.get("task", TRANSDUCER)) != TRANSDUCER:
         raise CheckpointError(f"{directory} is a model of the task {task}, which finds no words: bin/spot runs it")
     try:
-        vocab_size, config = int(description["vocab_size"]), from_dict(ModelConfig, description["model"])
+        vocab_size, config = int(description["vocab_size"]), model_of_checkpoint(description["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory / CONFIG} does not describe a model ({error}): {other_copy(directory)}"
@@ -131,7 +131,10 @@ def _fixed(directory: Path, name: str) -> object:
     """What checkpoints of one run have in common in a file."""
     if name == CONFIG:
         description = load_yaml(directory / name)
-        return description.get("vocab_size"), description.get("model")
+        try:  # a run may have gone on under a later release, which knows more keys
+            return description.get("vocab_size"), model_of_checkpoint(description.get("model") or {})
+        except ConfigError:
+            return description.get("vocab_size"), description.get("model")
     require(directory / name)
     return (directory / name).read_bytes()
 

@@ -39,7 +39,7 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
 def transducer_shapes(config: ModelConfig, vocab_size: int) -> Shapes | None:
     """Shapes by name of a transducer's weights and buffers; None for an encoder that only PyTorch knows."""
     encoder, predictor, joint = config.encoder, config.predictor, config.joiner_dim
-    shapes = _conformer(encoder)
+    shapes = _layered(encoder)
     if shapes is None:
         return None
     dim, hidden = encoder.dim, predictor.hidden_dim
@@ -67,10 +67,10 @@ def _lstm(config: PredictorConfig, vocab_size: int) -> Shapes:
     return shapes
 
 
-def _conformer(config: EncoderConfig) -> Shapes | None:
+def _layered(config: EncoderConfig) -> Shapes | None:
     dim, channels, front = config.dim, config.subsampling_channels, "encoder.subsampling"
     mixer = _mixer(config)
-    if config.kind != "conformer" or mixer is None:
+    if config.kind not in ("conformer", "branchformer") or mixer is None:
         return None
     shapes: Shapes = {f"{front}.feature_{name}": (NUM_BINS,) for name in ("mean", "std")}
     convolutions = {"conv1": (1, 3), "conv2": (channels, 3)}  # channels that each reads, and taps either way
@@ -82,12 +82,16 @@ def _conformer(config: EncoderConfig) -> Shapes | None:
         shapes |= {f"{front}.{name}.weight": (channels, inputs, taps, taps), f"{front}.{name}.bias": (channels,)}
     bins = -(-NUM_BINS // config.subsampling)
     shapes |= _linear(f"{front}.out", dim, channels * bins) | _norm(f"{front}.norm", dim)
-    layer = mixer | _norm("mixer_norm", dim) | _norm("conv_norm", dim) | _norm("norm", dim)
-    layer |= {"conv.weight": (dim, config.conv_kernel), "conv.bias": (dim,)}
-    layer |= _linear("conv.expand", 2 * dim, dim) | _norm("conv.norm", dim) | _linear("conv.out", dim, dim)
-    for name in ("ffn1", "ffn2"):
-        layer |= _norm(f"{name}.0", dim) | _linear(f"{name}.1", config.ffn_dim, dim)
-        layer |= _linear(f"{name}.4", dim, config.ffn_dim)
+    layer = mixer | (_norm("mixer_norm", dim) if mixer else {}) | _norm("conv_norm", dim) | _norm("norm", dim)
+    inner, outer = (dim, 2 * dim) if config.kind == "conformer" else (config.cgmlp_dim // 2, config.cgmlp_dim)
+    layer |= {"conv.weight": (inner, config.conv_kernel), "conv.bias": (inner,)}
+    layer |= _linear("conv.expand", outer, dim) | _norm("conv.norm", inner) | _linear("conv.out", dim, inner)
+    if config.kind == "conformer":
+        for name in ("ffn1", "ffn2"):
+            layer |= _norm(f"{name}.0", dim) | _linear(f"{name}.1", config.ffn_dim, dim)
+            layer |= _linear(f"{name}.4", dim, config.ffn_dim)
+    elif mixer:
+        layer |= _linear("merge", dim, 2 * dim)
     for number in range(config.num_layers):
         shapes |= {f"encoder.layers.{number}.{name}": shape for name, shape in layer.items()}
     return shapes
@@ -97,14 +101,18 @@ def _mixer(config: EncoderConfig) -> Shapes | None:
     dim, heads, variant = config.dim, config.num_heads, config.summary_variant
     if config.mixer == "attention":
         return _linear("mixer.projection", 3 * dim, dim) | _linear("mixer.out", dim, dim)
+    if config.mixer == "none":
+        return {}
     if config.mixer != "summary" or variant not in ("fast", "expdecay", "lite", "full"):
         return None
-    shapes = _linear("mixer.merge_summary", dim, dim)
+    deep = config.mlp_layers == 2 and variant in ("full", "lite")
+    shapes = {} if deep and variant == "lite" else _linear("mixer.merge_summary", dim, dim)
     if variant != "lite":
         shapes |= {"mixer.merge_local.weight": (dim, dim)}
-    if variant != "full":
+    if variant != "full" and not deep:
         return shapes | _linear("mixer.projection", dim if variant == "lite" else 2 * dim, dim)
-    for name in ("local", "summary"):
-        shapes |= {f"mixer.{name}_projection.weight": (heads, dim // heads, dim // heads)}
-        shapes |= {f"mixer.{name}_projection.bias": (dim,)}
+    for branch in ("local", "summary") if variant == "full" else ("summary",):
+        for name in (f"{branch}_hidden", f"{branch}_projection") if deep else (f"{branch}_projection",):
+            shapes |= {f"mixer.{name}.weight": (heads, dim // heads, dim // heads), f"mixer.{name}.bias": (dim,)}
+        shapes |= _norm(f"mixer.{branch}_norm", dim) if config.summary_norm else {}
     return shapes

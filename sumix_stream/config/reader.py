@@ -53,6 +53,17 @@ def from_dict(cls: type[Config], data: Mapping[str, Any] | None, section: str = 
         raise ConfigError(f"{_dotted(section, error.key)} must be {error.allowed}, got {_short(error.value)}") from None
 
 
+def model_of_checkpoint(data: Mapping[str, Any]) -> ModelConfig:
+    """A model's configuration as its checkpoint holds it, of any release. Raises as `from_dict`.
+
+    Cells had one layer before `encoder.mlp_layers` was there.
+    """
+    encoder = data.get("encoder") if isinstance(data, Mapping) else None
+    if isinstance(encoder, Mapping) and "mlp_layers" not in encoder:
+        data = {**data, "encoder": {**encoder, "mlp_layers": 1}}
+    return from_dict(ModelConfig, data)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values for YAML: the inverse of `from_dict`."""
 

@@ -25,6 +25,12 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         require_choice(self, "task", TASKS.names)
         self.chunks.frames(self.model.encoder.timebase)
+        for name in () if self.model.encoder.streams else ("chunk_size", "valid_chunk_size"):
+            if getattr(self.train, name) != "full":
+                raise ConfigError(
+                    f"train.{name} must be full for model.encoder.mixer {self.model.encoder.mixer}, which hears whole "
+                    f"utterances only, got {getattr(self.train, name)!r}"
+                )
         names, best = [name for name in self.data.valid_sets if name], self.train.best_by
         if best and best not in names:
             nearest = difflib.get_close_matches(best, names, n=1)

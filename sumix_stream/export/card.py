@@ -113,7 +113,7 @@ def _readme(card: Mapping[str, Any], facts: Facts, how_to: str) -> str:
         ("format", card["format"]),
         ("languages", ", ".join(card["languages"])),
         ("training data", card["data"]),
-        ("model", f"conformer transducer, {mixer}, {encoder.num_layers} layers of {encoder.dim} channels"),
+        ("model", f"{encoder.kind} transducer, {mixer}, {encoder.num_layers} layers of {encoder.dim} channels"),
         ("parameters", f"{card['parameters']:,}, {card['weights']}"),
         ("vocabulary", f"{card['vocab_size']} tokens with blank"),
         ("audio", f"{card['sample_rate']} Hz, one channel"),

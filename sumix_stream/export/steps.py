@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumix_stream.context import BEYOND_ANY_LENGTH, ChunkContext
-from sumix_stream.encoders.conformer import ConformerEncoder
+from sumix_stream.encoders.layered import LayeredEncoder
 from sumix_stream.encoders.states import EncoderState
 from sumix_stream.tasks.transducer.model import Transducer
 from sumix_stream.trees import leaves, map_leaves, named_leaves
 
 
 class EncoderStep(nn.Module):
-    """`ConformerEncoder.step` under one context, its state a list of tensors (B, ...).
+    """`LayeredEncoder.step` under one context, its state a list of tensors (B, ...).
 
     `fresh` holds the state of one stream that has not begun, all zeros, by the names of its fields
     (`layers.0.mixer.sums`); what is empty under this context (a ring of no chunks) is left out.
@@ -26,7 +26,7 @@ class EncoderStep(nn.Module):
         ValueError: for a context that cannot stream, or under which the state grows with the audio.
     """
 
-    def __init__(self, encoder: ConformerEncoder, context: ChunkContext) -> None:
+    def __init__(self, encoder: LayeredEncoder, context: ChunkContext) -> None:
         super().__init__()
         self.encoder, self.context = encoder, context
         self.window = encoder.window(context)
@@ -56,7 +56,8 @@ class EncoderStep(nn.Module):
 
 
 class WholeEncoder(nn.Module):
-    """`ConformerEncoder.forward` under full context, for any number of feature frames that is a multiple of four.
+    """`LayeredEncoder.forward` under full context, for any number of feature frames that is a whole number of encoder
+    frames.
 
     A whole utterance is the first chunk of a stream: the mixers' own steps are what is exported.
 
@@ -64,10 +65,10 @@ class WholeEncoder(nn.Module):
         ValueError: for a mixer whose first chunk is not the whole utterance's forward in a graph of any length.
     """
 
-    def __init__(self, encoder: ConformerEncoder) -> None:
+    def __init__(self, encoder: LayeredEncoder) -> None:
         super().__init__()
         config = encoder.config
-        if config.mixer != "summary" or config.summary_variant == "expdecay":
+        if config.mixer not in ("summary", "none") or config.mean_decay is not None:
             raise ValueError(
                 f"{encoder.describe()} has no graph for a second pass, only SummaryMixing (fast, full, lite): "
                 "leave --second-pass out"
@@ -75,7 +76,7 @@ class WholeEncoder(nn.Module):
         self.encoder, self.context = encoder, ChunkContext(BEYOND_ANY_LENGTH, 0)
 
     def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """feats (B, F, 80), lengths (B,) -> (B, F / 4, D), (B,)."""
+        """feats (B, F, 80), lengths (B,) -> (B, F / s, D), (B,), s = subsampling."""
         encoder, size = self.encoder, feats.shape[0]
         x, lengths, _ = encoder.subsampling.step(feats, lengths, encoder.subsampling.init_state(size))
         for layer in encoder.layers:

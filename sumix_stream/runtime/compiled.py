@@ -79,6 +79,10 @@ class CompiledRuntime:
             return f"mixer {encoder.mixer} has not been compiled, only SummaryMixing"
         if encoder.summary_variant != "fast":
             return f"variant {encoder.summary_variant} of SummaryMixing has not been compiled, only fast"
+        if encoder.mean_decay is not None:
+            return (
+                f"encoder.summary_decay ({encoder.summary_decay}) has not been compiled, only SummaryMixing without it"
+            )
         if model.precision == "bf16" and not kernels.HAS_BF16:
             return "precision bf16 needs a CPU with bfloat16 products (AVX512_BF16), which this one is not: use fp32"
         return None

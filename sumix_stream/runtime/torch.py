@@ -46,7 +46,7 @@ class TensorRows(Rows):
         return map_leaves(lambda _: next(views), self._fresh)
 
     def of_step(self, step: Callable) -> Step:
-        """`ConformerEncoder.step` from rows to rows."""
+        """`Encoder.step` from rows to rows."""
 
         def step_rows(feats: Tensor, lengths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
             frames, _, after = step(feats, lengths, self.state(table), final=True)
@@ -89,6 +89,8 @@ class TorchRuntime:
             return "it runs checkpoints, not exported bundles"
         if model.precision != "fp32":
             return f"precision {model.precision} is for the runtime `compiled`: use fp32"
+        if context.chunk_size is not None and not model.config.encoder.streams:
+            return f"mixer {model.config.encoder.mixer} hears whole utterances only: use full context (--chunk full)"
         try:
             torch.empty(0, device=model.device)
         except (RuntimeError, AssertionError) as error:

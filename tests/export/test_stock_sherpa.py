@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import stock_sherpa
 from stock_sherpa import NEEDED, PROGRAM, padded, stock_server
-from talkative import KINDS, talkative_model
+from talkative import talkative_model
 
 from sumix_stream.context import ChunkContext
 
@@ -24,7 +24,7 @@ def test_the_stock_recogniser_gives_the_same_tokens(context, bundle, expected, s
         assert tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["by eight", "branchformer"])
 def test_other_encoders_give_the_same_tokens(kind, bundle, expected, sounds):
     context, timebase = CONTEXTS[0], talkative_model(kind).timebase
     audio = [padded(samples, context, timebase) for samples in sounds[:3]]

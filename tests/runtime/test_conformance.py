@@ -33,13 +33,16 @@ CASES = [
     (kind, other, context)
     for kind in CHECKPOINTS
     for other in KINDS
-    for context in (FINITE, ChunkContext(5, None), FULL)
+    for context in (FINITE, ChunkContext(5, None), *([FULL] if other in ("by eight", "branchformer") else []))
     if reason_against(kind, Weights.of(talkative_model(other)), context) is None
 ]
 BUNDLES = [  # some of those that tests/export makes
     ("sherpa-onnx", "fast", ChunkContext(8, 2)),
     ("onnx", "fast", ChunkContext(8, 0)),
-    ("sherpa-onnx", "by eight", FINITE),
+    *(
+        pytest.param("onnx", other, FINITE, marks=pytest.mark.slow)
+        for other in ("full, decay, norms", "branchformer, none")
+    ),
     *(
         pytest.param("sherpa-onnx", mixer, context, marks=pytest.mark.slow)
         for mixer, context in [("lite", ChunkContext(16, 1)), ("expdecay", FINITE), ("attention", ChunkContext(8, 1))]
@@ -163,8 +166,15 @@ def test_a_named_runtime_runs_or_says_why_not(tmp_path, caplog):
     context = ChunkContext(8, 2)
     with pytest.raises(ValueError, match="not compiled: mixer attention has not been compiled"):
         make_runtime(attention, context, "compiled")
-    with pytest.raises(ValueError, match="not compiled: variant lite"):
-        make_runtime(talkative_model("lite"), context, "compiled")
+    for other, reason in [
+        ("lite", "variant lite"),
+        ("none", "mixer none has not been compiled"),
+        ("branchformer", "an encoder of kind branchformer has not been compiled"),
+    ]:
+        with pytest.raises(ValueError, match=f"not compiled: {reason}"):
+            make_runtime(talkative_model(other), context, "compiled")
+    with pytest.raises(ValueError, match=r"not compiled: encoder.summary_decay \(0.9\) has not been compiled"):
+        make_runtime(talkative_model("fast", summary_decay=0.9), context, "compiled")
     with pytest.raises(ValueError, match="not onnx: it runs exported bundles"):
         make_runtime(fast, context, "onnx")
     with pytest.raises(ValueError, match="must be one of auto, compiled, onnx, torch, got 'cuda'"):
