@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import re
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,6 +125,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         with (top / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
+                shutil.rmtree(part, ignore_errors=True)  # of one that failed
                 part.mkdir()
                 make(part)
                 part.rename(folder)
