@@ -3,10 +3,12 @@
 Helpers are imported by name: ``from conftest import TOLERANCE, assert_close_as``.
 """
 
+import fcntl
 import os
 import random
+import re
+import shutil
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -112,17 +114,38 @@ def corpora() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of an exported talkative model: of (format, mixer, context). Each is made once."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of the name, which the first test process to ask for it makes by `make(folder)`; others wait."""
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent  # that of all processes
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, part = top / name, top / f"{name}.part"
+        with (top / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(part, ignore_errors=True)  # of one that failed
+                part.mkdir()
+                make(part)
+                part.rename(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def bundle(made_once: Callable[..., Path]) -> Callable[..., Path]:
+    """Folder of an exported talkative model: of (format, mixer, context). Each is made once; nobody writes into it."""
     from talkative import LetterTokenizer, talkative_model
 
     from sumix_stream.export.export import FORMATS
 
-    @cache
     def make(form: str, mixer: str, context: object) -> Path:
-        folder = tmp_path_factory.mktemp("bundle")
-        FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
-        return folder
+        name = re.sub(r"\W+", "-", f"bundle {form} {mixer} {context}")
+        return made_once(
+            name, lambda folder: FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
+        )
 
     return make
 

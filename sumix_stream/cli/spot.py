@@ -21,9 +21,9 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("audio", nargs="*", type=Path, help="audio or video files, folders of them, - for standard input")
     add("--model", help="experiment directory (its best, else its last), checkpoint, or bundle of bin/spot --export")
-    add("--chunk", default="320ms", help="a duration (320ms) or encoder frames (8), after which there is a score")
-    add("--left-context", default=4, type=left_context, help="chunks, or unlimited; default 4")
-    add("--window", default=1.0, type=float, help="seconds that a score is of; default 1")
+    add("--chunk", help="a duration (320ms) or encoder frames (8), after which there is a score; default 320ms")
+    add("--left-context", default="default", type=left_context, help="chunks, or unlimited; default 4")
+    add("--window", type=float, help="seconds that a score is of; default 1")
     add("--threshold", default=0.5, type=float, help="probability from which a word is an event; default 0.5")
     add("--refractory", default=1.0, type=float, help="seconds after an event without another of that word; default 1")
     add("--words", nargs="+", default=[], help="labels that are events; default all but none and _those_like_this_")
@@ -46,8 +46,14 @@ def arguments() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     from sumix_stream.streaming.spotting import SpotOptions
 
+    given = [args.chunk is not None, args.left_context != "default", args.window is not None]
+    fixed = [name for name, one in zip(("--chunk", "--left-context", "--window"), given, strict=True) if one]
+    args.chunk, args.window = args.chunk or "320ms", 1.0 if args.window is None else args.window
+    args.left_context = 4 if args.left_context == "default" else args.left_context
     options = SpotOptions(args.threshold, args.refractory, args.window, tuple(args.words))
     if args.whole:
+        if fixed:
+            raise ValueError(f"{fixed[0]} is of streams: leave it or --whole out")
         return _whole(args)
     from sumix_stream.export.classifier import is_classifier_bundle, open_classifier
     from sumix_stream.streaming.spotting import Spotter, TorchSteps
@@ -55,6 +61,10 @@ def main(args: argparse.Namespace) -> int:
     if is_classifier_bundle(args.model):
         if args.export:
             raise ValueError(f"--model {args.model} is exported already: give the experiment it came from")
+        if fixed:
+            raise ValueError(
+                f"{args.model} was exported with its own chunk, left context and window: leave {fixed[0]} out"
+            )
         steps, labels = open_classifier(args.model)
     else:
         model, labels, context = _load(args)
@@ -109,6 +119,8 @@ def _whole(args: argparse.Namespace) -> int:
         try:
             samples, rate = read_audio(job.path, parse_channel(args.channel))
             feats = whole_fbank(resample(samples, rate, model.timebase.sample_rate))
+            if not len(feats):
+                raise ValueError(f"{job.path}: too short for a label (5 ms at least)")
         except (ValueError, OSError) as error:
             print(f"spot: {error}", file=sys.stderr)
             status = 2

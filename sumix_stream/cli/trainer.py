@@ -34,6 +34,10 @@ def make_trainer(kind: type[Trainer], recipe: RecipeConfig) -> Trainer:
     tokenizer = load_outputs(task, recipe.tokenizer.path)
     train = load_cuts(data.train_paths)
     if recipe.task == "classification":
+        if config.init_from:
+            raise ValueError(
+                f"train.init_from {config.init_from}: a classifier starts from fresh weights; leave it out"
+            )
         check_labels([*data.train_paths, *chain.from_iterable(recipe.valid_sets.values())], tokenizer)
     model = build_for(task, recipe.model, tokenizer, config.seed)
     notes = []

@@ -107,12 +107,12 @@ def _found(
     """Numbers of the labels that each utterance has, and of those that the model gives it."""
     waiting = iter(utterances)
     while batch := list(islice(waiting, batch_size)):
-        known = [(one, labels.encode(one.text)) for one in batch if labels.fault(one.text) is None]
+        heard = [(one, torch.from_numpy(whole_fbank(one.samples))) for one in batch if labels.fault(one.text) is None]
+        known, feats = [one for one, part in heard if len(part)], [part for _, part in heard if len(part)]
         if not known:
             continue
-        feats = [torch.from_numpy(whole_fbank(one.samples)) for one, _ in known]
         lengths = torch.tensor([len(part) for part in feats], device=model.device)
         padded = torch.nn.utils.rnn.pad_sequence(feats, batch_first=True).to(model.device)
         logits, _ = model.logits(padded, lengths, context)
         best = torch.stack([part.argmax(1) for part in logits.split(model.sizes, 1)], 1).tolist()
-        yield from ((wanted, found) for (_, wanted), found in zip(known, best, strict=True))
+        yield from ((labels.encode(one.text), found) for one, found in zip(known, best, strict=True))

@@ -7,6 +7,7 @@ state, tensors (B, ...) that begin as zeros, and gives probabilities (B, V), enc
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def export_classifier(model: Any, labels: Labels, context: ChunkContext, window:
     (folder / LABELS).write_bytes(labels.to_bytes())
     difference = _difference(TorchSteps(model, context, window), open_classifier(folder)[0])
     if not difference <= TOLERANCE:
-        (folder / GRAPH).unlink()
+        shutil.rmtree(folder)
         raise ValueError(f"{folder}: probabilities {difference:.1e} from PyTorch's, {TOLERANCE:.0e} are allowed")
     return difference
 

@@ -271,12 +271,16 @@ def test_exported_it_gives_the_same_scores_and_the_command_the_same_events(check
     lines = []
     options = ["--threshold", "0.02", "--chunk", "320ms", "--left-context", "2", "--window", "0.9"]
     for source in (checkpoint, tmp_path / "bundle"):
-        monkeypatch.setattr("sys.argv", ["spot", "--model", str(source), *options, str(tmp_path / "a.wav")])
+        given = options if source == checkpoint else options[:2]  # a bundle has its own chunks and window
+        monkeypatch.setattr("sys.argv", ["spot", "--model", str(source), *given, str(tmp_path / "a.wav")])
         assert spot.main(spot.arguments()) == 0
         lines.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     assert lines[0] and all(line["score"] >= 0.02 and line["label"] in WORDS.sets["label"][1:] for line in lines[0])
     for one, other in zip(*lines, strict=True):
         assert (one["label"], one["time"]) == (other["label"], other["time"])
+    monkeypatch.setattr("sys.argv", ["spot", "--model", str(tmp_path / "bundle"), *options, str(tmp_path / "a.wav")])
+    with pytest.raises(ValueError, match="exported with its own chunk, left context and window: leave --chunk out"):
+        spot.main(spot.arguments())
     with pytest.raises(ValueError, match="is not empty"):
         export_classifier(model, labels, context, 0.9, tmp_path / "bundle")
     (tmp_path / "bundle" / "classifier.onnx").write_bytes(b"nothing")

@@ -16,6 +16,7 @@ from conftest import assert_close_as
 from torch.nn.utils.rnn import pad_sequence
 from train import division_run
 from train.division_run import RUNS, STEP_BATCHES
+from train.ranks import launch
 
 from sumix_stream.config import LossConfig, TrainConfig
 from sumix_stream.context import ChunkContext
@@ -26,20 +27,10 @@ from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective
 
 TESTS = Path(__file__).resolve().parent.parent
+RUN = TESTS / "train" / "division_run.py"
 # Sums of the same fp32 numbers in another order, six updates long.
 LOSS_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 4e-6  # a two-hundredth of the smallest step that the optimiser takes
-
-
-def launch(folder: Path, processes: int, *runs: str) -> None:
-    """By torchrun; without it where `processes` is 1."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else [])]
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command += [str(TESTS / "train" / "division_run.py"), str(folder), *runs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def measures(folder: Path, name: str) -> list[float]:
@@ -68,14 +59,14 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     top = tmp_path_factory.mktemp("processes")
-    launch(top, 4, "straight")
+    launch(RUN, 4, str(top), "straight", log=top / "log")
     return top
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     top = tmp_path_factory.mktemp("two")
-    launch(top, 2, "straight", "begun", "compressed")
+    launch(RUN, 2, str(top), "straight", "begun", "compressed", log=top / "log")
     return top
 
 
@@ -93,7 +84,11 @@ def test_processes_compute_what_one_computes(alone, processes, request):
 @pytest.mark.slow
 def test_processes_of_a_cpu_start_each_other(alone, tmp_path):
     """`train.cpu_processes`, without torchrun."""
-    launch(tmp_path, 1, "cores")
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, RUN, tmp_path, "cores"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert measures(tmp_path / "cores", "loss") == pytest.approx(measures(alone[0], "loss"), rel=LOSS_TOLERANCE)
     assert largest_difference(weights(tmp_path / "cores", 2), alone[1]) < WEIGHT_TOLERANCE
 

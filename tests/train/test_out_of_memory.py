@@ -1,16 +1,13 @@
 """Memory that does not suffice: errors are injected where torch would raise them, by the size of what is computed."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from train.beeps import SMALL
 from train.fakes import FakeBatch, FakeLoader, FakeModel, FakeTokenizer, fake_recipe
+from train.ranks import launch
 
 from sumix_stream.config import LossConfig, SpecAugmentConfig
 from sumix_stream.context import ChunkContext
@@ -256,21 +253,18 @@ def test_a_process_out_of_memory_keeps_in_step_with_the_other(tmp_path):
     """In forward, and half way through the backward pass, both where it averages and where it accumulates."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
 
-    def launch(*plan):
+    def run(*plan):
         out = tmp_path / plan[0]
         out.mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-        done = subprocess.run([*command, str(out), ",".join(plan)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+        log = launch(script, 2, str(out), ",".join(plan), log=out / "log")
         first, second = (torch.load(out / f"rank{rank}.pt") for rank in (0, 1))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
         losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-        return first, losses, done.stderr
+        return first, losses, log
 
-    expected, expected_losses, _ = launch(*["nowhere"] * 4)
-    weights, losses, log = launch("backward", "forward", "nowhere", "backward")
+    expected, expected_losses, _ = run(*["nowhere"] * 4)
+    weights, losses, log = run("backward", "forward", "nowhere", "backward")
     for step, count in enumerate((2, 2, 0, 2), 1):
         assert log.count(f"rank 1: step {step}: out of memory") == count
     assert log.count("done in 3 part(s)") == 6

@@ -2,15 +2,12 @@
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from train.fakes import FakeLoader, FakeTokenizer, fake_recipe
+from train.ranks import launch
 from train.test_out_of_memory import LimitedModel, ragged_batch
 
 from sumix_stream.train.loop import Trainer
@@ -97,10 +94,7 @@ def test_a_signal_to_one_process_stops_all_within_a_step(tmp_path, when, step):
     """Not at the log interval, and in the middle of a validation too; all say so, and the state is saved."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run([*command, str(tmp_path), when], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(script, 2, str(tmp_path), when, log=tmp_path / "log")
     for rank in (0, 1):
         assert (tmp_path / f"rank{rank}.txt").read_text() == str((step, None, int(signal.SIGTERM)))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step-{step:08d}"]

@@ -1,0 +1,69 @@
+"""Processes of a training, forked from one that has imported the toolkit: the imports are most of a short run's time.
+
+Several find what torchrun would tell them. What torchrun does, starting again and meeting on two nodes, is tested
+with it, in test_distributed.py, test_kill.py and test_nodes.py.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+from pathlib import Path
+from subprocess import CompletedProcess
+
+# One thread; and bin/train has its environment already.
+SAME = {"OMP_NUM_THREADS": "1", "_SUMIX_VENV_ENTERED": "1"}
+TESTS = Path(__file__).resolve().parent.parent
+IMPORTED = ["sumix_stream.train.loop", "sumix_stream.tasks.build", "sumix_stream.data.batching.loader"]
+
+
+def launch(script: Path, processes: int, *arguments: object, log: Path) -> str:
+    """Run the script in so many processes; what they wrote. One that fails ends the others and is an error."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        told |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
+        running.append(_start(script, arguments, {name: str(value) for name, value in told.items()}, log))
+    _wait(running)
+    assert [process.exitcode for process in running] == [0] * processes, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def forked(script: Path, *arguments: object, log: Path) -> CompletedProcess:
+    """Run the script in one process; what it wrote is `stderr`."""
+    process = _start(script, arguments, {}, log)
+    _wait([process])
+    return CompletedProcess([script, *arguments], process.exitcode, None, log.read_text())
+
+
+def _start(script: Path, arguments: tuple[object, ...], environment: dict[str, str], log: Path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    words = [str(script), *map(str, arguments)]
+    process = context.Process(target=_run, args=(words, environment | SAME, str(log)))
+    process.start()
+    return process
+
+
+def _wait(running: list, timeout: float = 240) -> None:
+    until = time.monotonic() + timeout
+    while alive := [process for process in running if process.is_alive()]:
+        if any(process.exitcode for process in running) or time.monotonic() > until:
+            for process in alive:
+                process.kill()
+        alive[0].join(0.05)
+
+
+def _run(words: list[str], environment: dict[str, str], log: str) -> None:
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    sys.path[:0] = [str(Path(words[0]).parent), str(TESTS)]
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
