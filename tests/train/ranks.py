@@ -1,7 +1,7 @@
 """Processes of a training, forked from one that has imported the toolkit: the imports are most of a short run's time.
 
 Several find what torchrun would tell them. What torchrun does, starting again and meeting on two nodes, is tested
-with it, in test_distributed.py, test_kill.py and test_nodes.py.
+with it, in test_distributed.py, test_division.py, test_kill.py and test_nodes.py.
 """
 
 import multiprocessing
@@ -11,10 +11,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from subprocess import CompletedProcess
 
-# One thread; and bin/train has its environment already.
-SAME = {"OMP_NUM_THREADS": "1", "_SUMIX_VENV_ENTERED": "1"}
 TESTS = Path(__file__).resolve().parent.parent
 IMPORTED = ["sumix_stream.train.loop", "sumix_stream.tasks.build", "sumix_stream.data.batching.loader"]
 
@@ -34,18 +31,11 @@ def launch(script: Path, processes: int, *arguments: object, log: Path) -> str:
     return log.read_text()
 
 
-def forked(script: Path, *arguments: object, log: Path) -> CompletedProcess:
-    """Run the script in one process; what it wrote is `stderr`."""
-    process = _start(script, arguments, {}, log)
-    _wait([process])
-    return CompletedProcess([script, *arguments], process.exitcode, None, log.read_text())
-
-
 def _start(script: Path, arguments: tuple[object, ...], environment: dict[str, str], log: Path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     words = [str(script), *map(str, arguments)]
-    process = context.Process(target=_run, args=(words, environment | SAME, str(log)))
+    process = context.Process(target=_run, args=(words, environment | {"OMP_NUM_THREADS": "1"}, str(log)))
     process.start()
     return process
 

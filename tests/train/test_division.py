@@ -16,7 +16,6 @@ from conftest import assert_close_as
 from torch.nn.utils.rnn import pad_sequence
 from train import division_run
 from train.division_run import RUNS, STEP_BATCHES
-from train.ranks import launch
 
 from sumix_stream.config import LossConfig, TrainConfig
 from sumix_stream.context import ChunkContext
@@ -27,10 +26,18 @@ from sumix_stream.train.precision import make_fabric
 from sumix_stream.train.step import BatchBackward, Objective
 
 TESTS = Path(__file__).resolve().parent.parent
-RUN = TESTS / "train" / "division_run.py"
 # Sums of the same fp32 numbers in another order, six updates long.
 LOSS_TOLERANCE = 1e-6  # relative
 WEIGHT_TOLERANCE = 4e-6  # a two-hundredth of the smallest step that the optimiser takes
+
+
+def launch(folder: Path, processes: int, *runs: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command += [str(TESTS / "train" / "division_run.py"), str(folder), *runs]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def measures(folder: Path, name: str) -> list[float]:
@@ -59,14 +66,14 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     top = tmp_path_factory.mktemp("processes")
-    launch(RUN, 4, str(top), "straight", log=top / "log")
+    launch(top, 4, "straight")
     return top
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     top = tmp_path_factory.mktemp("two")
-    launch(RUN, 2, str(top), "straight", "begun", "compressed", log=top / "log")
+    launch(top, 2, "straight", "begun", "compressed")
     return top
 
 
