@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 
-from sumix_stream.cli import bench_loader, bench_models, bench_serve, bench_state
+from sumix_stream.cli import bench_kinds, bench_loader, bench_models, bench_serve, bench_state
 
 
 def arguments() -> argparse.Namespace:
@@ -16,6 +16,7 @@ def arguments() -> argparse.Namespace:
     about = "our server under load: chunk latency in ms, streams in real time, MB a stream; hostile clients"
     bench_serve.add_arguments(commands.add_parser("serve", help=about, description=about))
     bench_state.add_arguments(commands.add_parser("state", help=bench_state.ABOUT, description=bench_state.ABOUT))
+    bench_kinds.add_arguments(commands.add_parser("kinds", help=bench_kinds.ABOUT, description=bench_kinds.ABOUT))
     commands.add_parser("loader", help=bench_loader.ABOUT)
     return parser.parse_args()
 
@@ -27,7 +28,9 @@ def main() -> int:
     if sys.argv[1:2] == ["loader"]:  # any key of its recipe is an option: it reads its arguments itself
         return bench_loader.main(command)
     args = arguments()
-    return {"serve": bench_serve, "state": bench_state}.get(args.command, bench_models).main(args, command)
+    return {"kinds": bench_kinds, "serve": bench_serve, "state": bench_state}.get(args.command, bench_models).main(
+        args, command
+    )
 
 
 def run() -> None:

@@ -92,12 +92,13 @@ def test_the_readme_is_short():
 
 def test_files_named_in_drawings_exist():
     drawings = sorted((ROOT / "docs" / "img").glob("*.svg"))
-    assert drawings
-    for drawing in drawings:
+    named = [drawing for drawing in drawings if "ui-monospace" in drawing.read_text()]
+    assert len(named) >= 2
+    for drawing in named:
         texts = re.findall(r'font-family="ui-monospace, monospace">([^<]+)<', drawing.read_text())
         assert len(texts) > 10, drawing
         for text in texts:
             first, *others = text.split(", ")
             files = [first, *(name if "/" in name else f"{first.rpartition('/')[0]}/{name}" for name in others)]
             assert [name for name in files if not (ROOT / "sumix_stream" / name).exists()] == [], drawing
-        assert drawing.stat().st_size < 100_000
+    assert all(drawing.stat().st_size < 100_000 for drawing in drawings)
