@@ -498,3 +498,14 @@ def test_the_stock_server_under_the_same_load(tmp_path):
     most = QUICK.clients * (QUICK.seconds / 0.32 + 1)
     assert most / 3 < len(measured.chunks) <= most
     assert min(measured.server_rss) > 1e6
+
+
+def test_the_int8_bundle_is_made_once(bundle, tmp_path):
+    """That of the contenders int8 and sherpa-int8; its cost in words on real speech is measured by bin/export."""
+    folder = bundle("sherpa-onnx", "fast", ChunkContext(CHUNK, 4))
+    request = commands.Request("m", tmp_path, chunk="320ms", against=("int8",), bundle=folder, plot=False)
+    setup = commands.Setup(request, request.model, OURS, Stock(CHUNK, Timebase()), check_cores(None))
+    made = setup.bundle_int8
+    before = (made / "encoder.onnx").stat()
+    assert setup.bundle_int8 == made and (made / "encoder.onnx").stat() == before
+    assert before.st_size < 0.7 * (folder / "encoder.onnx").stat().st_size and not (made / "card.json").exists()
