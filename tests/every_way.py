@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import stock_sherpa
 from foreign_clients import sherpa_results, vosk_answers, wyoming_events, wyoming_transcript
+from openai_client import file_of, transcribed
 from serving import RATE, serving, uri
 from textbook import transcribe_masked
 from wyoming.client import AsyncTcpClient
@@ -182,6 +183,22 @@ class Ways:
 
         return self._at(Wyoming, one, self.audio)
 
+    def openai(self) -> list[Tokens]:
+        """Our server's API for the `openai` SDK, one recording after the other."""
+
+        async def one_by_one() -> list[Tokens]:
+            found = []
+            async with serving(self.streaming()) as (_, port):
+                for samples in self.audio:
+                    told = await transcribed(port, file_of(samples), response_format="verbose_json")
+                    found.append([piece for segment in told.segments for piece in map(self._piece, segment.tokens)])
+            return found
+
+        return asyncio.run(one_by_one())
+
+    def _piece(self, token: int) -> str:
+        return self.recognizer.tokenizer.piece(token)
+
     def _at(self, kind: type[Listener], ask: Callable, audio: Sequence[np.ndarray]) -> list[Tokens]:
         """What `ask(port, samples)` gives for all utterances at once, at a port of this kind."""
 
@@ -311,6 +328,7 @@ def compare(
         }
         texts = [letters(recognizer.tokenizer.decode(tokens)) for tokens in ways.whole_ids()]
         found |= {
+            "OpenAI's API": (ways.openai(), expected),
             "port of sherpa-onnx": (ways.sherpa_port(), expected),
             "port of vosk": (ways.vosk_port(), texts),
             "port of Wyoming": (ways.wyoming_port(), texts),

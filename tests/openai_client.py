@@ -24,7 +24,7 @@ def whole(samples: np.ndarray = PCM, rate: int = RATE):
 
 
 def sdk(port: int, key: str = "none") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=30)
+    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=600)
 
 
 async def transcribed(port: int, file: tuple[str, bytes] | None = None, **options: object):
