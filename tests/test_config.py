@@ -60,11 +60,11 @@ def test_configs_are_frozen():
         ({5: 6}, "unknown key 5"),
         (
             {"model": {"preset": "tinny"}},
-            "model.preset must be one of tiny, small, medium, large (did you mean 'tiny'?)",
+            "large, branchformer-small, branchformer-large (did you mean 'tiny'?)",
         ),
         (
             {"model": {"preset": ["tiny"]}},
-            "model.preset must be one of tiny, small, medium, large (did you mean 'tiny'?), got ['tiny']",
+            "large, branchformer-small, branchformer-large (did you mean 'tiny'?), got ['tiny']",
         ),
         ({"model": "tiny"}, "model must be a section of keys and values, got 'tiny'"),
         ({"model": {"encoder": [1]}}, "model.encoder must be a section of keys and values, got [1]"),
@@ -101,7 +101,7 @@ def test_configs_are_frozen():
         ({"loss": {"prune_range": 1}}, "loss.prune_range must be at least 2, got 1"),
         (
             {"model": {"encoder": {"mixer": "atention"}}},
-            "summary, attention (did you mean 'attention'?), got 'atention'",
+            "summary, attention, hypermixer, none (did you mean 'attention'?), got 'atention'",
         ),
     ],
 )

@@ -10,7 +10,7 @@ def build_model(config: str | ModelConfig, vocab_size: int = 500, seed: int = 0)
     """An untrained model on the CPU in evaluation mode; equal arguments give equal weights.
 
     Args:
-        config: a preset's name (tiny, small, medium, large) or a ModelConfig.
+        config: the name of one of `PRESETS`, such as tiny, or a ModelConfig.
         vocab_size: tokens, blank (0) included.
         seed: of the weights. The global random state is left as it was.
     """
