@@ -40,6 +40,7 @@ FOUNDATION = (
     "features",
     "audio",
     "tokenizer",
+    "labels",
     "checksums",
     "checkpoint",
     "registry",

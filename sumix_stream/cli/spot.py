@@ -56,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"{fixed[0]} is of streams: leave it or --whole out")
         return _whole(args)
     from sumix_stream.export.classifier import is_classifier_bundle, open_classifier
-    from sumix_stream.streaming.spotting import Spotter, TorchSteps
+    from sumix_stream.runtime.torch_classifier import TorchSteps
+    from sumix_stream.streaming.spotting import Spotter
 
     if is_classifier_bundle(args.model):
         if args.export:
@@ -111,7 +112,7 @@ def _whole(args: argparse.Namespace) -> int:
     from sumix_stream.cli.recordings import plan
     from sumix_stream.context import ChunkContext
     from sumix_stream.features import whole_fbank
-    from sumix_stream.streaming.spotting import classify
+    from sumix_stream.runtime.torch_classifier import classify
 
     model, labels, _ = _load(args)
     status = 0

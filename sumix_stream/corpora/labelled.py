@@ -23,7 +23,7 @@ from sumix_stream.audio import AudioError
 from sumix_stream.audio.listing import audio_files
 from sumix_stream.corpora.preparation import make_cut, read_lines, shuffled, write_cuts, write_stats
 from sumix_stream.corpora.stages import Stages
-from sumix_stream.tasks.classification.labels import NONE, ONE, LabelError, Labels
+from sumix_stream.labels import NONE, ONE, LabelError, Labels
 
 PARTS = ("train", "valid", "test")
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")

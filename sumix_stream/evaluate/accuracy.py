@@ -19,7 +19,7 @@ from sumix_stream.features import whole_fbank
 
 if TYPE_CHECKING:
     from sumix_stream.data.manifests import Utterance
-    from sumix_stream.tasks.classification.labels import Labels
+    from sumix_stream.labels import Labels
     from sumix_stream.tasks.classification.model import Classifier
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from sumix_stream.context import ChunkContext
 from sumix_stream.features import NUM_BINS
-from sumix_stream.tasks.classification.labels import Labels
+from sumix_stream.labels import Labels
 from sumix_stream.timebase import Timebase
 
 GRAPH, LABELS = "classifier.onnx", "labels.yaml"
@@ -38,7 +38,7 @@ def export_classifier(model: Any, labels: Labels, context: ChunkContext, window:
     import torch
 
     from sumix_stream.export.graph import export_onnx
-    from sumix_stream.streaming.spotting import TorchSteps, chunks_of
+    from sumix_stream.runtime.torch_classifier import TorchSteps, chunks_of
 
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -19,7 +19,7 @@ from sumix_stream.corpora.labelled import (
 )
 from sumix_stream.corpora.preparation import read_lines
 from sumix_stream.data import load_cuts, read_valid
-from sumix_stream.tasks.classification.labels import LabelError, Labels
+from sumix_stream.labels import LabelError, Labels
 
 RATE = 16_000
 

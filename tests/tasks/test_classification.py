@@ -19,11 +19,12 @@ from sumix_stream.data.manifests import Utterance
 from sumix_stream.evaluate.accuracy import LabelErrors, label_errors, wilson
 from sumix_stream.export.classifier import export_classifier, open_classifier
 from sumix_stream.features import whole_fbank
+from sumix_stream.labels import LabelError, Labels
 from sumix_stream.report.report import write_report
-from sumix_stream.streaming.spotting import Scores, SpotOptions, Spotter, TorchSteps, classify, detections
+from sumix_stream.runtime.torch_classifier import TorchSteps, classify
+from sumix_stream.streaming.spotting import Scores, SpotOptions, Spotter, detections
 from sumix_stream.tasks.base import build_for, load_outputs, make_task
 from sumix_stream.tasks.checkpoint import CheckpointError, save_model, write_checkpoint
-from sumix_stream.tasks.classification.labels import LabelError, Labels
 from sumix_stream.tasks.classification.task import load_classifier
 from sumix_stream.train.loop import Trainer
 

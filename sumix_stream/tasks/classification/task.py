@@ -9,9 +9,9 @@ import torch
 from sumix_stream.checkpoint.layout import CONFIG, TOKENIZER, CheckpointError, load_yaml, require, resolve_checkpoint
 from sumix_stream.config import LossConfig, ModelConfig
 from sumix_stream.config.reader import from_dict
+from sumix_stream.labels import Labels
 from sumix_stream.tasks.base import Weights
 from sumix_stream.tasks.checkpoint import load_weights
-from sumix_stream.tasks.classification.labels import Labels
 from sumix_stream.tasks.classification.model import Classifier
 
 
