@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from sumix_stream.runtime.threads import set_num_threads
 from sumix_stream.streaming.stream import StreamingRecognizer
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # where nothing is compiled yet, on a busy machine
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 20.0  # that a process takes at most to copy itself, or to notice that a copy has ended

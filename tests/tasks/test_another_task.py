@@ -16,7 +16,6 @@ from sumix_stream.registry import TASKS
 from sumix_stream.report.report import write_report
 from sumix_stream.tasks.base import TaskLoss, Weights, make_task
 from sumix_stream.tasks.transducer.losses import ctc_loss
-from sumix_stream.timebase import Timebase
 from sumix_stream.train.loop import Trainer
 
 CONFIG = ModelConfig(
@@ -27,7 +26,7 @@ CONFIG = ModelConfig(
 class CtcModel(nn.Module):
     def __init__(self, config: ModelConfig, num_outputs: int) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.timebase = config, num_outputs, Timebase()
+        self.config, self.vocab_size, self.timebase = config, num_outputs, config.encoder.timebase
         self.encoder = make_encoder(config.encoder, self.timebase)
         self.head = nn.Linear(config.encoder.dim, num_outputs)
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 STOCK_SERVER = "sherpa-onnx-online-websocket-server"
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 NEVER = 1e6  # seconds of silence or speech: no endpoints, so that texts can be compared as a whole
 
 
