@@ -54,7 +54,7 @@ _BY_HOURS = (
     (float("inf"), "large", 150.0, 4, 12),
 )
 _GIB = {"tiny": 4, "small": 10, "medium": 20, "large": 36}  # for these batches; in half of it, half the batch
-_CPU_SECONDS = 60.0  # of a step; two processes with a core each train nearly twice as fast as one with two threads
+_CPU_SECONDS = 60.0  # of a step, which processes share: docs/results/training-speed.md
 _CPU_MOST_SECONDS = 120.0  # of a step, if utterances are long
 _SLOWED = 1.2  # an utterance may be so much longer after a change of speed
 _CPU_HOURS = 150.0  # of audio heard, for each core: about a day of training
