@@ -50,6 +50,14 @@ class ConvSubsampling(nn.Module):
     def _make_later_stages(self, channels: int) -> None:
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=(0, 1))
 
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        """Store mean and standard deviation of features, (F,) each. Raises ValueError for what cannot be these."""
+        for name, buffer, value in (("mean", self.feature_mean, mean), ("std", self.feature_std, std)):
+            value = torch.as_tensor(value, dtype=buffer.dtype)
+            if value.shape != buffer.shape or not value.isfinite().all() or (name == "std" and not (value > 0).all()):
+                raise ValueError(f"feature {name} must be {tuple(buffer.shape)} finite (std positive) numbers")
+            buffer.copy_(value)
+
     def init_state(self, batch_size: int) -> SubsamplingState:
         return SubsamplingState(self._past(batch_size), self._past(batch_size, 2))
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,10 +82,10 @@ class Encoded:
             raise ValueError("there is no utterance to try weights on")
         return cls(runtime, tokenizer, batches)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Of frames and reference texts."""
-        found = hashlib.sha256()
+        """Of the model, of frames and reference texts."""
+        found = hashlib.sha256(self.runtime.fingerprint.encode())
         for batch in self.batches:
             found.update(json.dumps([batch.ids, batch.texts]).encode())
             found.update(np.ascontiguousarray(batch.frames))
@@ -115,8 +116,8 @@ def try_weights(
 
     Args:
         options: of the search; its own weights are replaced.
-        notes: file of JSON lines in which what was found is kept: what stands there for the same frames, texts and
-            options is not searched again.
+        notes: file of JSON lines in which what was found is kept: what stands there for the same model, frames,
+            texts and options is not searched again.
     """
     known = _read(notes)
     for lm_scale in lm_scales:

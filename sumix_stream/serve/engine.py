@@ -260,8 +260,9 @@ class Engine:
             return events.Progress(decoded)
         text, words = session.transcript.read(found)
         stable = session.transcript.num_complete(found.tokens[: stream.num_stable])
-        tokens, times = self._tokens(session, found)
-        spaced = tokens[0].startswith(SPACE)
+        spaced = session.recognizer.tokenizer.piece(found.tokens[0]).startswith(SPACE)
+        # Our own partial results tell no tokens, of which a long segment has hundreds.
+        tokens, times = ((), ()) if session.write is protocol.write else self._tokens(session, found)
         return events.Partial(session.segment, decoded, text, words, min(stable, len(words)), tokens, times, spaced)
 
     def _commit(self, session: Session) -> None:

@@ -28,7 +28,7 @@ class Partial(NamedTuple):
     """The open segment so far.
 
     stable: words at its beginning that no later audio changes.
-    tokens, timestamps: of the text.
+    tokens, timestamps: of the text; none where the session writes messages of PROTOCOL.md, which have none.
     spaced: whether a space belongs between it and the segment before it.
     """
 

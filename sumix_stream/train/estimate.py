@@ -14,7 +14,7 @@ from sumix_stream.corpora.preparation import read_stats
 from sumix_stream.data import TrainLoader, load_cuts
 from sumix_stream.tasks.base import build_for, load_outputs, make_task
 from sumix_stream.train.optim import make_optimizer
-from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.precision import make_fabric, processes_of_node
 from sumix_stream.train.step import batch_inputs
 
 TIMED = 2  # batches, after one that is not
@@ -59,7 +59,7 @@ def estimate(recipe: RecipeConfig) -> Estimate:
     model.set_normalisation(*read_stats(Path(recipe.tokenizer.path).with_name("stats.npz")))
     alone = replace(config, devices=1, cpu_processes=1, num_nodes=1, strategy="auto")
     device = make_fabric(alone).device
-    processes = config.cpu_processes if device.type == "cpu" and config.devices == 1 else config.devices
+    processes = processes_of_node(config, device.type)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     model.to(device).train()

@@ -67,9 +67,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     if config.strategy not in STRATEGIES:
         raise ValueError(f"train.strategy must be one of {', '.join(STRATEGIES)}, got {config.strategy!r}")
     device_type = _device_type(config.accelerator)
-    devices, num_nodes = config.devices, config.num_nodes
-    if device_type == "cpu" and devices == 1:
-        devices = config.cpu_processes
+    devices, num_nodes = processes_of_node(config, device_type), config.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["GROUP_WORLD_SIZE"])
@@ -88,6 +86,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
         join_torchrun("nccl" if device_type == "cuda" else "gloo")
     fabric.launch()
     return fabric
+
+
+def processes_of_node(config: TrainConfig, device_type: str) -> int:
+    """Without torchrun: one for each device, or those that share a CPU's cores."""
+    return config.cpu_processes if device_type == "cpu" and config.devices == 1 else config.devices
 
 
 def _device_type(accelerator: str) -> str:

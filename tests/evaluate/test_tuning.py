@@ -57,6 +57,11 @@ def test_what_was_found_is_not_searched_again(encoded, options, tmp_path, monkey
     monkeypatch.setattr(Encoded, "errors", lambda self, options: searched.append(options) or errors(self, options))
     again = list(try_weights(encoded, options, [0.0], [0.0, 1.0, 2.0], notes))
     assert again[:2] == first and [options.blank_penalty for options in searched] == [2.0]
+
+    class OtherModel:  # whose encoder is the same
+        fingerprint = "another"
+
+    assert replace(encoded, runtime=OtherModel()).fingerprint != encoded.fingerprint
     other = replace(encoded, batches=[batch._replace(texts=["x"] * len(batch.texts)) for batch in encoded.batches])
     assert next(try_weights(other, options, [0.0], [0.0], notes)) != first[0]  # other references, another result
 

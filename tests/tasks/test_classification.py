@@ -34,9 +34,9 @@ ORDERS = Labels({"intent": ["order", "cancel"], "size": ["none", "large", "small
 RATE = 16_000
 
 
-def untrained(labels=WORDS, mixer="summary"):
+def untrained(labels=WORDS, mixer="summary", **encoder):
     """Its head is ten times as large, so that what differs in the frames is seen in the scores."""
-    config = replace(CONFIG, encoder=replace(CONFIG.encoder, mixer=mixer))
+    config = replace(CONFIG, encoder=replace(CONFIG.encoder, mixer=mixer, **encoder))
     model = build_for(make_task("classification"), config, labels, seed=0)
     feats = torch.from_numpy(whole_fbank(sound(8.0, seed=99)))
     model.set_normalisation(feats.mean(0), feats.std(0))
@@ -116,6 +116,12 @@ def test_scores_of_a_stream_are_those_of_the_whole(mixer, context, window):
     assert expected.std(0).max() > 1e-3, "scores that never change prove little"
     ends = [round(0.04 * min((n + 1) * context.chunk_size, 83), 6) for n in range(len(found))]
     assert [scores.time for scores in found] == ends
+
+
+def test_frames_of_80_ms():
+    model, feats = untrained(subsampling=8), whole_fbank(sound(1.6))
+    found = classify(model, WORDS, feats, ChunkContext(None, None))
+    assert found["label"].time == pytest.approx(0.08 * -(-len(feats) // 8))
 
 
 def test_a_window_forgets():

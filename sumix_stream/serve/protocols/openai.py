@@ -128,7 +128,7 @@ class Api:
         self.num_uploads += 1
         account = front.grant.account
         who = {} if account is None or account.name == ANYBODY else {"token": account.name}
-        log_event(_log, "opened", stream=name, protocol="openai", **who)
+        log_event(_log, "opened", stream=name, protocol=NAME, **who)
         transcription, reason = Transcription(self, visit), "disconnected"
         try:
             if self.num_uploads > server.limits.max_uploads:

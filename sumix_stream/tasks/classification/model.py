@@ -18,7 +18,6 @@ from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.base import make_encoder
 from sumix_stream.encoders.states import EncoderState
 from sumix_stream.tasks.base import TaskLoss, Weights
-from sumix_stream.timebase import Timebase
 
 
 class ClassifierState(NamedTuple):
@@ -36,9 +35,9 @@ class Classifier(nn.Module):
 
     task = "classification"
 
-    def __init__(self, config: ModelConfig, num_outputs: int, timebase: Timebase | None = None) -> None:
+    def __init__(self, config: ModelConfig, num_outputs: int) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.timebase = config, num_outputs, timebase or Timebase()
+        self.config, self.vocab_size, self.timebase = config, num_outputs, config.encoder.timebase
         self.encoder = make_encoder(config.encoder, self.timebase)
         self.dropout = nn.Dropout(config.encoder.dropout)
         self.head = nn.Linear(config.encoder.dim, num_outputs)
@@ -60,12 +59,7 @@ class Classifier(nn.Module):
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Store mean and standard deviation of the training set's features, (80,) each. They travel with the model."""
-        front_end = self.encoder.subsampling
-        for name, buffer, value in (("mean", front_end.feature_mean, mean), ("std", front_end.feature_std, std)):
-            value = torch.as_tensor(value, dtype=buffer.dtype)
-            if value.shape != buffer.shape or not value.isfinite().all() or (name == "std" and not (value > 0).all()):
-                raise ValueError(f"feature {name} must be {tuple(buffer.shape)} finite (std positive) numbers")
-            buffer.copy_(value)
+        self.encoder.subsampling.set_normalisation(mean, std)
 
     def forward(
         self,

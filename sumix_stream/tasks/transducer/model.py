@@ -76,12 +76,7 @@ class Transducer(nn.Module):
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Store mean and standard deviation of the training set's features, (80,) each. They travel with the model."""
-        front_end = self.encoder.subsampling
-        for name, buffer, value in (("mean", front_end.feature_mean, mean), ("std", front_end.feature_std, std)):
-            value = torch.as_tensor(value, dtype=buffer.dtype)
-            if value.shape != buffer.shape or not value.isfinite().all() or (name == "std" and not (value > 0).all()):
-                raise ValueError(f"feature {name} must be {tuple(buffer.shape)} finite (std positive) numbers")
-            buffer.copy_(value)
+        self.encoder.subsampling.set_normalisation(mean, std)
 
     def forward(
         self,
