@@ -225,8 +225,6 @@ class Server:
 
     def upgraded(self, front: Front, connection: _Connection) -> None:
         """It became a websocket."""
-        self._sockets.discard(front)
-        self._sockets.add(connection)
         connection.front = front
 
     def lost(self, connection: Connected) -> None:
@@ -267,9 +265,14 @@ class Server:
         return (openai_realtime.refuse if is_openai else http.refuse)(connection, refusal)
 
     def admit(self, connection: Connected, asked: Asked, needs_token: bool = True) -> Refusal | None:
-        """Why a connection may not stream; None: it may, and counts as a stream until it leaves or is lost."""
+        """Why a connection may not stream; None: it may, and counts as a stream until it leaves or is lost.
+
+        One that is lost already, before what it asked for was looked at, would keep a place for ever: it gets none.
+        """
         granted = self.access.admit(asked, needs_token)
-        if isinstance(granted, Grant) and self.draining:
+        if isinstance(granted, Grant) and connection not in self._sockets:
+            granted = _unavailable(granted, "gone", "gone: the connection was closed\n")
+        elif isinstance(granted, Grant) and self.draining:
             text = "draining: this server is shutting down and takes no new streams\n"
             granted = _unavailable(granted, "draining", text)
         elif isinstance(granted, Grant) and len(self._admitted) >= self.limits.max_streams:
@@ -375,7 +378,6 @@ class _Connection(GuardedConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._owner._sockets.discard(self)
         self.front.connection_lost(exc)
 
 

@@ -95,7 +95,7 @@ def test_empty_frames_are_read_no_faster_than_a_few_hundred_a_second(monkeypatch
             for (kind, head), writer in zip(EMPTY.items(), writers, strict=True):
                 begin = b"\x02\x80" + bytes(4) if kind == "fragment" else b""
                 writer.write(begin + (head + bytes(4)) * 400_000)  # 2.4 MB
-            hostile = list(server._sockets)
+            hostile = [front.transport.get_protocol() for front in server._sockets]
             await healthy(port)
             assert all(0 < len(connection._held) <= 512 * 1024 for connection in hostile)
             for writer in writers:

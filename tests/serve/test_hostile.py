@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.engine import Session
 from sumix_stream.serve.limits import Limits
+from sumix_stream.serve.protocols.listener import Address
+from sumix_stream.serve.protocols.sherpa import Sherpa
 from sumix_stream.streaming.stream import Stream
 
 END = '{"type": "end"}'
@@ -349,3 +352,30 @@ def test_memory_returns():
 
 def test_server_error_names_the_code():
     assert str(ServerError("idle", "no audio", 1008)) == "idle: no audio"
+
+
+def test_a_connection_reset_right_behind_its_request_keeps_no_place():
+    """The request is answered by a task: when that comes to it, the connection may be over already."""
+    request = b"".join(
+        [
+            b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        ]
+    )
+
+    def ask_and_reset(port: int) -> None:
+        for n in range(200):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(request)
+                time.sleep(n % 20 * 3e-5)
+
+    async def test():
+        listening = Sherpa(Address("127.0.0.1", 0))
+        async with serving(max_streams=8, listeners=[listening]) as (server, port):
+            await asyncio.gather(*(asyncio.to_thread(ask_and_reset, to) for to in (port, listening.address.port)))
+            await until(lambda: server.metrics.value("sumix_connections") == 0)
+            await until(lambda: server.num_streams == server.num_sessions == 0)
+            await healthy(port)
+
+    run(test)
