@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     add("--max-wer-increase", default=0.3, type=float, help="what int8 may cost, %% absolute; default 0.3")
     add("--language", action="append", default=[], help="for the model card, such as en; may be repeated")
     add("--data", default="unknown", help="for the model card: what the model was trained on")
+    add("--license", default="unknown", help="for the model card: of the model, such as CC-BY-4.0")
     return parser.parse_args()
 
 
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError("--second-pass is for bundles: weights can always hear again; leave it out")
         print(save_alone(args.out, model, tokenizer, args.checkpoint, args.average))
         return 0
-    origin = Origin(Path(args.checkpoint).resolve().name, args.language, args.data)
+    origin = Origin(Path(args.checkpoint).resolve().name, args.language, args.data, args.license)
     measured = {"manifest": args.manifest, "max_wer_increase": args.max_wer_increase}
     chosen = {"int8": args.int8, "second_pass": args.second_pass, "origin": origin}
     options = ExportOptions(args.format, args.audio, **chosen, **measured)

@@ -30,6 +30,7 @@ class Origin:
     name: str = UNKNOWN
     languages: Sequence[str] = ()
     data: str = UNKNOWN
+    license: str = UNKNOWN  # of the model
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Facts:
             "name": self.origin.name,
             "languages": list(self.origin.languages) or [UNKNOWN],
             "data": self.origin.data,
+            "license": self.origin.license,
             "weights": self.weights,
             **({"int8_products": INT8_PRODUCTS} if self.weights == "int8" else {}),
             "checked_on": f"{platform.machine()}, {processor()}, {instruction_set()}",
@@ -113,6 +115,7 @@ def _readme(card: Mapping[str, Any], facts: Facts, how_to: str) -> str:
         ("format", card["format"]),
         ("languages", ", ".join(card["languages"])),
         ("training data", card["data"]),
+        ("licence", card["license"]),
         ("model", f"{encoder.kind} transducer, {mixer}, {encoder.num_layers} layers of {encoder.dim} channels"),
         ("parameters", f"{card['parameters']:,}, {card['weights']}"),
         ("vocabulary", f"{card['vocab_size']} tokens with blank"),

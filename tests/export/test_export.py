@@ -77,11 +77,12 @@ def test_an_export_is_described_and_its_sums_hold(made_once, tmp_path, search):
     wav = tmp_path / "a.wav"
     soundfile.write(wav, sound(3.0), 16_000)
     out = tmp_path / "new" / "bundle"
-    told = run(out, search, audio=[wav], origin=exporting.Origin("talker", ["en"], "noise"))
+    told = run(out, search, audio=[wav], origin=exporting.Origin("talker", ["en"], "noise", "CC0-1.0"))
     assert len(told) == 1 and "a.wav" in told[0] and "identical" in told[0]
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
     card = json.loads((out / "card.json").read_text())
-    assert (card["name"], card["languages"], card["data"], card["weights"]) == ("talker", ["en"], "noise", "fp32")
+    origin = [card[name] for name in ("name", "languages", "data", "license", "weights")]
+    assert origin == ["talker", ["en"], "noise", "CC0-1.0", "fp32"]
     assert (card["chunk_size_frames"], card["left_context_chunks"], card["word_error_rates"]) == (8, 2, [])
     assert card["algorithmic_latency_seconds"] == pytest.approx(0.32 + 0.0075 + 0.01)
     assert card["parity"]["num_tokens"] > 50 and card["parity"]["max_difference"] < 1e-4
@@ -92,7 +93,8 @@ def test_an_export_is_described_and_its_sums_hold(made_once, tmp_path, search):
     held = [*opened.encoder_state(1), *opened.predictor_state(1)]
     assert card["state_bytes"] == sum(part.nbytes for part in held)
     readme = (out / "README.md").read_text()
-    assert "# talker" in readme and "337.5 ms" in readme and card["files"]["encoder.onnx"]["sha256"] in readme
+    assert "# talker" in readme and "| licence | CC0-1.0 |" in readme
+    assert "337.5 ms" in readme and card["files"]["encoder.onnx"]["sha256"] in readme
     with pytest.raises(ValueError, match="exists already"):
         run(out, search)
 
