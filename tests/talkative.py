@@ -34,6 +34,7 @@ KINDS = {  # what varies besides the conformer's mixer
     "branchformer": {"kind": "branchformer", "cgmlp_dim": 56, "summary_variant": "full"},
     "branchformer, none": {"kind": "branchformer", "cgmlp_dim": 56, "mixer": "none"},
 }
+SEEDS = {"by eight": 2}  # else 0: of those, one that talks
 SMALL = EncoderConfig(dim=32, num_layers=2, ffn_dim=48, num_heads=4, conv_kernel=7, subsampling_channels=8)
 
 
@@ -51,7 +52,7 @@ class LetterTokenizer:
 
 @cache
 @torch.inference_mode(False)  # cached, so it must not depend on the test that asks first
-def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Transducer:
+def talkative_model(mixer: str = "fast", seed: int | None = None, **encoder: object) -> Transducer:
     """A small model under one of MIXERS or KINDS.
 
     Encoder and last token weigh about equally in its joiner, and blank wins more often than not: about a token each
@@ -63,7 +64,7 @@ def talkative_model(mixer: str = "fast", seed: int = 0, **encoder: object) -> Tr
         joiner_dim=32,
         ctc=False,
     )
-    model = build_model(config, vocab_size=VOCAB_SIZE, seed=seed)
+    model = build_model(config, vocab_size=VOCAB_SIZE, seed=SEEDS.get(mixer, 0) if seed is None else seed)
     telephone = resample(sound(8.0, 8_000, seed=98), 8_000)
     feats = torch.from_numpy(np.concatenate([whole_fbank(sound(8.0, seed=99)), whole_fbank(telephone)]))
     model.set_normalisation(feats.mean(0), feats.std(0))

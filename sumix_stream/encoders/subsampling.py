@@ -18,6 +18,8 @@ from sumix_stream.encoders.states import SeparableSubsamplingState, SubsamplingS
 from sumix_stream.features import NUM_BINS
 from sumix_stream.timebase import Timebase
 
+_SILU_GAIN = 1.68  # keeps the mean square of a normal variable: 1 / sqrt(E[silu(x) ** 2])
+
 
 def make_subsampling(config: EncoderConfig, timebase: Timebase) -> nn.Module:
     """The front end of a configuration. Raises ValueError where the timebase is of another subsampling."""
@@ -123,6 +125,15 @@ class SeparableSubsampling(ConvSubsampling):
 
     def _make_later_stages(self, channels: int) -> None:
         self.stages = nn.ModuleList(SeparableStage(channels) for _ in range(2))
+        # PyTorch's own beginning shrinks the signal threefold a layer and adds constants that do not shrink: after five
+        # layers the norm saw 1 part of speech in 100, and small models stood still.
+        nn.init.normal_(self.conv1.weight, std=_SILU_GAIN / 3)
+        nn.init.zeros_(self.conv1.bias)
+        for stage in self.stages:
+            nn.init.normal_(stage.depthwise.weight, std=1 / 3)
+            nn.init.normal_(stage.pointwise.weight, std=_SILU_GAIN / channels**0.5)
+            nn.init.zeros_(stage.depthwise.bias)
+            nn.init.zeros_(stage.pointwise.bias)
 
     def init_state(self, batch_size: int) -> SeparableSubsamplingState:
         return SeparableSubsamplingState(*(self._past(batch_size, stride) for stride in (1, 2, 4)))

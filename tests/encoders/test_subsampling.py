@@ -23,7 +23,23 @@ def front_end(subsampling: int):
     module = make_subsampling(config, config.timebase).eval()
     module.feature_mean.fill_(-1.0)
     module.feature_std.fill_(2.0)
+    for name, parameter in module.named_parameters():  # which begin at zero
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
     return module
+
+
+@pytest.mark.parametrize("subsampling", [4, 8])
+@torch.no_grad()
+def test_speech_gets_through_a_new_front_end(subsampling):
+    """What varies must not drown in constants: a norm after it would pass these on instead, and nothing is learnt."""
+    config = EncoderConfig(subsampling=subsampling, dropout=0.0)
+    feats = torch.randn(4, 400, 80, generator=torch.Generator().manual_seed(0))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        out, _ = make_subsampling(config, config.timebase).eval()(feats, torch.full((4,), 400))
+        constant = out.mean((0, 1))
+        assert (out - constant).square().mean() > constant.square().mean() / 2
 
 
 def definition(module, feats: torch.Tensor) -> torch.Tensor:
