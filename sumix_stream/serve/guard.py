@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,17 @@ _WHOLE_BINARY = 0x82  # the first byte of a frame of audio, as a rule
 _TINY = 64  # bytes: a frame with fewer carries 2 ms of audio or none
 _OTHER_COST = 4  # in frames, of one that is tiny or of another kind: they go the library's way
 _PAUSE_SECONDS = 0.1  # that a connection without budget is not read
+_TCP_CLOSE = 7  # of Linux's tcp_info.tcpi_state
+
+
+def is_reset(transport: asyncio.BaseTransport) -> bool:
+    """Whether the client has reset the connection; where nobody reads or writes, nothing else notices."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    if sys.platform == "linux":
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 class FrameBudget:
@@ -182,14 +194,9 @@ class GuardedConnection(DirectConnection):
         self.transport.pause("budget")
         self._timer = self.loop.call_later(_PAUSE_SECONDS, self._release)
 
-    def _is_gone(self) -> bool:
-        """Whether the client has reset the connection, which reading would have noticed."""
-        sock = self.transport.get_extra_info("socket")
-        return sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-
     def _release(self) -> None:
         """Go on with what waits."""
-        if self._held and self._is_gone():
+        if self._held and is_reset(self.transport):
             self.transport.abort()
         if self.protocol.state is State.CLOSED or self.transport.is_closing():
             self._held = b""

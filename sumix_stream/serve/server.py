@@ -24,7 +24,7 @@ from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
 from sumix_stream.serve.events import EventKind
 from sumix_stream.serve.front import Front, Owner
-from sumix_stream.serve.guard import GuardedConnection
+from sumix_stream.serve.guard import GuardedConnection, is_reset
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _MAX_QUEUE = 4  # messages that the library reads ahead
 _AT_ONCE = 4  # connections taken before other sockets get their turn again: a crowd must not hold up who streams
 _WAITING = 1024  # connections that the system keeps meanwhile
+_LOOK_SECONDS = 1.0  # between looks at who is gone
 
 
 class Server:
@@ -105,6 +106,7 @@ class Server:
         self.mailbox: Mailbox | None = None
         self._site: http.Site | None = None
         self._server: WebsocketServer | None = None
+        self._look: asyncio.TimerHandle | None = None
 
     async def start(
         self,
@@ -141,6 +143,7 @@ class Server:
                 same.listen(_WAITING)
         for listener in self.listeners:
             await listener.start(self)
+        self._drop_the_gone()
         return self._server.sockets[0].getsockname()[1]
 
     async def stop(self, drain_seconds: float | None = None) -> None:
@@ -162,6 +165,7 @@ class Server:
             listening.close()
         for connection in list(self._sockets):  # those too that never said what they want
             connection.transport.abort()
+        self._look.cancel()
         await self._site.close()
         for listening in (self._server, *self.listeners):
             await listening.wait_closed()
@@ -233,6 +237,13 @@ class Server:
         self._waiting.pop(connection, None)
         self._site.left(connection)
         self.leave(connection)
+
+    def _drop_the_gone(self) -> None:
+        """Nobody reads from a client whose audio waits: that it has gone must be looked for, or it keeps its place."""
+        for connection in list(self._admitted):
+            if not connection.transport.is_closing() and is_reset(connection.transport):
+                connection.transport.abort()
+        self._look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._drop_the_gone)
 
     def leave(self, connection: Connected) -> None:
         """Its stream is over, if it had one."""

@@ -8,17 +8,24 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from serving import PCM, expected, healthy, run, serving, until, uri
+from serving import PCM, RATE, expected, healthy, make_recognizer, run, serving, until, uri
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
+from wyoming.audio import AudioChunk, AudioStart
+from wyoming.event import async_write_event
 
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.guard import FrameBudget
+from sumix_stream.serve.protocols.listener import Address
+from sumix_stream.serve.protocols.sherpa import Sherpa
+from sumix_stream.serve.protocols.vosk import Vosk
+from sumix_stream.serve.protocols.wyoming import Wyoming
 from sumix_stream.serve.sniffing import compressed
 
 EMPTY = {"ping": b"\x89\x80", "pong": b"\x8a\x80", "message": b"\x82\x80", "fragment": b"\x00\x80"}
@@ -285,5 +292,51 @@ def test_a_file_ends_the_stream_and_samples_do_not():
             assert messages[1]["code"] == "bad_audio" and "Ogg" in messages[1]["message"]
             with pytest.raises(ServerError, match="WAV"):
                 await transcribe(uri(port), np.frombuffer(FILES["WAV"], np.int16))
+
+    run(test)
+
+
+def test_who_is_gone_while_the_server_does_not_read_loses_the_place():
+    """Of every protocol: seconds of audio wait for a recogniser that stands still, so that no read finds the reset."""
+    recognizer, may_go_on = make_recognizer(), threading.Event()
+    decode = recognizer.decode
+
+    def stuck(streams):
+        may_go_on.wait(30)
+        return decode(streams)
+
+    second = np.zeros(RATE, np.int16).tobytes()
+    audio = {"chunk": AudioChunk(RATE, 2, 1, second).event(), "start": AudioStart(RATE, 2, 1).event()}
+
+    async def flood(port: int, kind: str) -> asyncio.StreamWriter:
+        if kind == "wyoming":
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            for event in (audio["start"], *[audio["chunk"]] * 20):
+                await async_write_event(event, writer)
+            return writer
+        _, writer = await attacker(port)
+        config = [Frame(Opcode.TEXT, b'{"config": {"sample_rate": 16000}}')] if kind == "vosk" else []
+        for frame in (*config, *[Frame(Opcode.BINARY, second)] * 20):
+            writer.write(frame.serialize(mask=True))
+        return writer
+
+    async def test():
+        listeners = [kind(Address("127.0.0.1", 0)) for kind in (Vosk, Sherpa)]
+        listeners.append(Wyoming(Address("127.0.0.1", 0), "talkative", ["en"]))
+        async with serving(recognizer, listeners=listeners, pending_seconds=1.0) as (server, port):
+            recognizer.decode = stuck
+            ports = {"sumix": port} | {listening.name: listening.address.port for listening in listeners}
+            writers = [await flood(to, kind) for kind, to in ports.items()]
+            await until(lambda: server.num_streams == len(ports))
+            await asyncio.sleep(0.5)
+            for writer in writers:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            try:
+                await until(lambda: server.num_streams == 0)
+            finally:
+                may_go_on.set()
+            recognizer.decode = decode
+            await healthy(port)
 
     run(test)

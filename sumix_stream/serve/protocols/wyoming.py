@@ -106,6 +106,8 @@ class WyomingTalk:
         self._ended = False  # the last word has been said
 
     async def run(self) -> None:
+        closed = asyncio.ensure_future(self._writer.wait_closed())
+        closed.add_done_callback(self._lost)
         try:
             with contextlib.suppress(ConnectionError):
                 await self._converse()
@@ -115,6 +117,13 @@ class WyomingTalk:
             if self._utterance is not None:
                 await self._utterance.hang_up()
             self.transport.abort() if self.dropped else self._writer.close()
+
+    def _lost(self, closed: asyncio.Future) -> None:
+        """The connection is closed, which a talk that waits for room would not hear."""
+        if not closed.cancelled():
+            closed.exception()  # how it ended does not matter
+        if self._utterance is not None:
+            self._utterance.end_writing()
 
     def end(self, fault: ProtocolError) -> None:
         if self._utterance is not None:
@@ -299,9 +308,13 @@ class Utterance:
             raise ProtocolError("bad_audio", fault, protocol.BAD_MESSAGE)
         await self.intake.push(self._form.samples(event.payload), event.payload)
 
-    async def hang_up(self) -> None:
-        """The client is gone."""
+    def end_writing(self) -> None:
+        """The client is gone: nothing more is sent, and audio that waits is of no use."""
         self._outbox.end()
+
+    async def hang_up(self) -> None:
+        """`end_writing`, and wait until that has been seen to."""
+        self.end_writing()
         await self.task
 
     async def _write(self) -> None:
