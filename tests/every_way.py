@@ -308,14 +308,17 @@ def compare(
     audio: Sequence[np.ndarray],
     browser: chromium.Browser | None,
     longest: float = 20.0,
+    bundle: Path | None = None,
 ) -> list[Row]:
     """Every way that this machine has: without `browser` no page, without its program no stock server.
 
-    `longest`: seconds of an utterance that is spoken to the page.
+    `longest`: seconds of an utterance that is spoken to the page. `bundle`: the recogniser's; else it is exported.
     """
     with tempfile.TemporaryDirectory() as folder:
-        FORMAT.save(Path(folder), recognizer.model, recognizer.tokenizer, context)
-        ways = Ways(recognizer, context, Path(folder), audio)
+        if bundle is None:
+            bundle = Path(folder)
+            FORMAT.save(bundle, recognizer.model, recognizer.tokenizer, context)
+        ways = Ways(recognizer, context, bundle, audio)
         expected, longer = ways.whole(), ways.whole(padded=True)
         found = {
             "whole, in a batch": (ways.batched(), expected),

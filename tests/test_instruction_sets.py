@@ -13,7 +13,8 @@ from conftest import ROOT
 
 from sumix_kernels.machine import flags
 
-# Of each level: what PyTorch, oneDNN, MKL and Numba are told. Numba's products need AVX2's registers.
+# Of each level: what PyTorch, oneDNN, MKL and Numba are told. Numba's products need AVX2's registers: below it they are
+# compiled as everywhere, and not again.
 NUMBA = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+popcnt"}
 LEVELS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", **NUMBA},
@@ -21,7 +22,6 @@ LEVELS = {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-        **NUMBA,
     },
 }
 # A part of the suite, in seconds: half precision, int8, streaming, training.
@@ -64,7 +64,8 @@ def test_the_limits_are_obeyed():
     script = "import torch, sumix_kernels.cpu as cpu; print(torch.backends.cpu.get_cpu_capability(), cpu.ROWS)"
     script += "\nfrom sumix_stream.tasks.transducer.predictor import cpu_has_bf16_lstm; print(cpu_has_bf16_lstm())"
     assert run("-c", script, **LEVELS["AVX2"]).split() == ["AVX2", "4", "False"]
-    assert run("-c", script, **LEVELS["SSE4"]).split() == ["DEFAULT", "4", "False"]
+    capability, _, half = run("-c", script, **LEVELS["SSE4"]).split()
+    assert (capability, half) == ("DEFAULT", "False")
 
 
 AARCH64 = """

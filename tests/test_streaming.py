@@ -18,6 +18,7 @@ from sumix_stream.encoders.conformer import ConformerEncoder
 from sumix_stream.evaluate.exactness import TOLERANCE, Exactness, compare, encode_masked, exactness_grid
 from sumix_stream.features import whole_fbank
 from sumix_stream.runtime.base import plain
+from sumix_stream.runtime.weights import Weights
 from sumix_stream.streaming.stream import StreamingRecognizer
 from sumix_stream.tasks.build import build_model
 
@@ -126,7 +127,8 @@ def test_an_hour(runtime, minutes):
     samples, model = np.tile(sound(240.0), minutes // 4), deepcopy(talkative_model())
     with torch.no_grad():  # tokens at the rate of speech: of an hour's 110,000 one or two lie within rounding of a tie
         model.joiner.output.bias[model.blank_id] += 3.0
-    result = compare(model, TOKENIZER, samples, RATE, ChunkContext(32, None), [10 * RATE], runtime)
+    weights = Weights.of(model)  # a model of PyTorch itself `auto` would leave to PyTorch
+    result = compare(weights, TOKENIZER, samples, RATE, ChunkContext(32, None), [10 * RATE], runtime)
     check(result, len(samples))
     assert result.num_tokens > 200 * minutes
 

@@ -1,7 +1,7 @@
 """Processes of a training, forked from one that has imported the toolkit: the imports are most of a short run's time.
 
 Several find what torchrun would tell them. What torchrun does, starting again and meeting on two nodes, is tested
-with it, in test_distributed.py, test_division.py, test_kill.py and test_nodes.py.
+with it, in test_distributed.py, test_kill.py and test_nodes.py.
 """
 
 import multiprocessing
@@ -10,10 +10,18 @@ import runpy
 import socket
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-IMPORTED = ["sumix_stream.train.loop", "sumix_stream.tasks.build", "sumix_stream.data.batching.loader"]
+IMPORTED = [
+    "sumix_stream.cli.train",
+    "sumix_stream.data.batching.loader",
+    "sumix_stream.evaluate.error_rates",
+    "sumix_stream.tasks.build",
+    "sumix_stream.train.loop",
+    "sumix_kernels.training.branches",
+]
 
 
 def launch(script: Path, processes: int, *arguments: object, log: Path) -> str:
@@ -25,22 +33,24 @@ def launch(script: Path, processes: int, *arguments: object, log: Path) -> str:
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         told |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
-        running.append(_start(script, arguments, {name: str(value) for name, value in told.items()}, log))
+        running.append(start(script, *arguments, log=log, **{name: str(value) for name, value in told.items()}))
     _wait(running)
     assert [process.exitcode for process in running] == [0] * processes, log.read_text()[-3000:]
     return log.read_text()
 
 
-def _start(script: Path, arguments: tuple[object, ...], environment: dict[str, str], log: Path):
+def start(script: Path, *arguments: object, log: Path, **environment: str) -> BaseProcess:
+    """The script in a process and session of its own, which appends what it writes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     words = [str(script), *map(str, arguments)]
-    process = context.Process(target=_run, args=(words, environment | {"OMP_NUM_THREADS": "1"}, str(log)))
+    told = {"OMP_NUM_THREADS": "1", "_SUMIX_VENV_ENTERED": "1", **environment}  # a door stays in this process
+    process = context.Process(target=_run, args=(words, told, str(log)))
     process.start()
     return process
 
 
-def _wait(running: list, timeout: float = 240) -> None:
+def _wait(running: list[BaseProcess], timeout: float = 240) -> None:
     until = time.monotonic() + timeout
     while alive := [process for process in running if process.is_alive()]:
         if any(process.exitcode for process in running) or time.monotonic() > until:
@@ -50,6 +60,7 @@ def _wait(running: list, timeout: float = 240) -> None:
 
 
 def _run(words: list[str], environment: dict[str, str], log: str) -> None:
+    os.setsid()
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from train.ranks import launch
 
 TESTS = Path(__file__).resolve().parent.parent
 RUN = """
@@ -32,20 +33,26 @@ def test_two_processes_under_torchrun(tmp_path):
     """Skip together though the bad utterance is one process's, agree on everything, write once, and resume."""
     import torch
 
-    def launch(max_steps):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+
+    def torchrun(max_steps):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-        (tmp_path / "run.py").write_text(RUN)
-        command += [str(tmp_path / "run.py"), str(tmp_path), str(max_steps)]
+        command += [str(script), str(tmp_path), str(max_steps)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    def check(max_steps):
         first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
         assert first[0] == second[0] == (max_steps, {"wer": 0.25}, None)
         assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
-        return done.stderr
 
-    assert "rank 1: step 3: update skipped, loss of e0-b4-u1 is not finite" in launch(5)
-    launch(7)
+    assert "rank 1: step 3: update skipped, loss of e0-b4-u1 is not finite" in torchrun(5)
+    check(5)
+    launch(script, 2, tmp_path, 7, log=tmp_path / "log")
+    check(7)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import assert_close_as
 from torch.nn.utils.rnn import pad_sequence
-from train import division_run
+from train import division_run, ranks
 from train.division_run import RUNS, STEP_BATCHES
 
 from sumix_stream.config import LossConfig, TrainConfig
@@ -32,14 +32,7 @@ WEIGHT_TOLERANCE = 4e-6  # a two-hundredth of the smallest step that the optimis
 
 
 def launch(folder: Path, processes: int, *runs: str) -> None:
-    """By torchrun; without it where `processes` is 1."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else [])]
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command += [str(TESTS / "train" / "division_run.py"), str(folder), *runs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks.launch(TESTS / "train" / "division_run.py", processes, folder, *runs, log=folder / "log")
 
 
 def measures(folder: Path, name: str) -> list[float]:
@@ -93,7 +86,11 @@ def test_processes_compute_what_one_computes(alone, processes, request):
 @pytest.mark.slow
 def test_processes_of_a_cpu_start_each_other(alone, tmp_path):
     """`train.cpu_processes`, without torchrun."""
-    launch(tmp_path, 1, "cores")
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TESTS / "train" / "division_run.py"), str(tmp_path), "cores"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert measures(tmp_path / "cores", "loss") == pytest.approx(measures(alone[0], "loss"), rel=LOSS_TOLERANCE)
     assert largest_difference(weights(tmp_path / "cores", 2), alone[1]) < WEIGHT_TOLERANCE
 

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from train.beeps import SMALL, WORDS, beep_recipe
 from train.fakes import fake_recipe
+from train.ranks import start
 
 from sumix_stream.config import ChunkConfig, LossConfig
 from sumix_stream.data import Batch
@@ -103,9 +104,18 @@ def test_the_real_model_trains_in_half_precision_and_mixed_contexts(tmp_path, to
     assert all(value.dtype == torch.float32 for value in trainer.model.state_dict().values())
 
 
-def door(*arguments, **options):
-    command = [sys.executable, str(ROOT / "bin" / "train"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+@pytest.fixture
+def door(tmp_path):
+    """Runs bin/train with arguments, in a process that has the imports: its status and what it wrote."""
+
+    def run(*arguments):
+        log = tmp_path / "told"
+        log.write_text("")
+        process = start(ROOT / "bin" / "train", *arguments, log=log)
+        process.join(240)
+        return process.exitcode, log.read_text()
+
+    return run
 
 
 @pytest.fixture
@@ -114,7 +124,7 @@ def recipe_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_trains_stops_and_resumes(recipe_file):
+def test_the_command_trains_stops_and_resumes(recipe_file, door):
     exp_dir = recipe_file.parent / "exp"
     command = [sys.executable, str(ROOT / "bin" / "train"), "--config", str(recipe_file), "--chunk-size", "dynamic"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -127,22 +137,22 @@ def test_the_command_trains_stops_and_resumes(recipe_file):
     done = len(losses(exp_dir))
     assert list(step_directories(exp_dir)) == [done]
     more = done + 4
-    again = door("--config", recipe_file, "--train.max_steps", more, "--train.valid_chunk_size=320ms")
-    assert again.returncode == 0, again.stderr
-    assert f"resuming after step {done}" in again.stderr and "validation WER" in again.stderr
+    status, told = door("--config", recipe_file, "--train.max_steps", more, "--train.valid_chunk_size=320ms")
+    assert status == 0, told
+    assert f"resuming after step {done}" in told and "validation WER" in told
     assert len(losses(exp_dir)) == more
     assert (exp_dir / "best.txt").read_text() == f"checkpoints/step-{more:08d}\n"
     weights = exp_dir / "checkpoints" / f"step-{more:08d}" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    fallen_back = door("--config", recipe_file, "--train.max_steps", more + 1)
-    assert fallen_back.returncode == 0, fallen_back.stderr
-    assert f"put aside (*.damaged): {weights} is damaged" in fallen_back.stderr
-    assert f"resuming after step {done} " in fallen_back.stderr
+    status, told = door("--config", recipe_file, "--train.max_steps", more + 1)
+    assert status == 0, told
+    assert f"put aside (*.damaged): {weights} is damaged" in told
+    assert f"resuming after step {done} " in told
     for checkpoint in step_directories(exp_dir).values():
         (checkpoint / "model.safetensors").unlink()
-    refused = door("--config", recipe_file, "--train.max_steps", more + 1)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(f"train: no checkpoint in {exp_dir} can be resumed from")
+    status, told = door("--config", recipe_file, "--train.max_steps", more + 1)
+    assert status == 1
+    assert told.splitlines()[-1].startswith(f"train: no checkpoint in {exp_dir} can be resumed from")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +167,8 @@ def test_the_command_trains_stops_and_resumes(recipe_file):
         (["--report"], "no run has begun there; train one with bin/train"),
     ],
 )
-def test_the_command_refuses(arguments, message, tmp_path):
+def test_the_command_refuses(arguments, message, tmp_path, door):
     (tmp_path / "recipe.yaml").write_text("train: {max_steps: 5}\n")
-    done = door("--config", tmp_path / "recipe.yaml", *arguments)
-    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    status, told = door("--config", tmp_path / "recipe.yaml", *arguments)
+    assert status and message in told and "Traceback" not in told
     assert not (tmp_path / "exp").exists()
