@@ -159,3 +159,48 @@ def write_kaldi(folder: Path, utterances: dict[str, str], audio: str = "audio/{}
     (folder / "wav.scp").write_text("".join(f"{id}\t{audio.format(id)}\n" for id in utterances))
     (folder / "text").write_text("".join(f"{id}\t{text}\n" for id, text in utterances.items()))
     (folder / "utt2spk").write_text("".join(f"{id} {id.split('-')[0]}\n" for id in utterances))
+
+
+def write_commonvoice(release: Path, language: str, texts: dict[str, Sequence[str]]) -> None:
+    """`<language>/{train,dev,test}.tsv` with the columns of release 13, `<language>/clips/<name>.mp3`."""
+    names = "client_id path sentence up_votes down_votes age gender accents variant locale segment".split()
+    clips = release / language / "clips"
+    clips.mkdir(parents=True)
+    for number, (part, sentences) in enumerate(texts.items()):
+        rows = ["\t".join(names)]
+        for n, text in enumerate(sentences):
+            name = f"common_voice_{language}_{1000 * number + n}.mp3"
+            soundfile.write(clips / name, tone(1.2, 48_000, seed=1000 * number + n), 48_000)
+            rows.append("\t".join([f"{part}{n % 3}", name, text, "2", "0", "", "", "", "", language, ""]))
+        (release / language / f"{part}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_tedlium(root: Path, talks: dict[str, Sequence[tuple[str, int]]]) -> None:
+    """`<part>/{sph,stm}/<talk>.{sph,stm}`: of each part talks with so many utterances of 1.5 s, and one not scored."""
+    for part, members in talks.items():
+        for talk, utterances in members:
+            for kind in ("sph", "stm"):
+                (root / part / kind).mkdir(parents=True, exist_ok=True)
+            seconds = 2.0 * utterances + 2
+            with soundfile.SoundFile(
+                root / part / "sph" / f"{talk}.sph", "w", 16_000, 1, "PCM_16", format="NIST"
+            ) as file:
+                file.write(tone(seconds, seed=len(talk)))
+            lines = [f"{talk} 1 inter_segment_gap 0 0.5 <o,f0,unknown> ignore_time_segment_in_scoring"]
+            for n in range(utterances):
+                text = f"{sentence(n).lower()} they 're <unk> {{NOISE}}"
+                lines.append(f"{talk} 1 {talk} {2 * n + 0.5} {2 * n + 2.0} <o,f0,male> {text}")
+            (root / part / "stm" / f"{talk}.stm").write_text("\n".join(lines) + "\n")
+
+
+def write_aishell(corpus: Path, speakers: dict[str, Sequence[str]], each: int = 4) -> None:
+    """`data_aishell/wav/<part>/<speaker>/BAC009<speaker>W<n>.wav`, one transcript more than there are recordings."""
+    words, lines = ("今天 天气", "语音 识别", "北京 时间", "一 二 三 ｋ"), ["BAC009S0002W9999 没有 录音"]
+    for part, names in speakers.items():
+        for speaker in names:
+            ids = [f"BAC009{speaker}W{121 + n:04d}" for n in range(each)]
+            write_wavs(corpus / "data_aishell" / "wav" / part / speaker, [f"{id}.wav" for id in ids])
+            lines += [f"{id} {words[n % 4]}" for n, id in enumerate(ids)]
+    folder = corpus / "data_aishell" / "transcript"
+    folder.mkdir(parents=True)
+    (folder / "aishell_transcript_v0.8.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
