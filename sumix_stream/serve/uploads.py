@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 
 from sumix_stream.serve import decoding
+from sumix_stream.serve.within import within
 
 _STALLED_SECONDS = 30.0  # that a decoder may take for its next samples
 _CPU_SECONDS = 60  # that it may take, and what its audio takes beyond
@@ -96,7 +97,7 @@ class Decoded:
 
     async def _part(self) -> tuple[bytes, bytes]:
         try:
-            kind, content = await asyncio.wait_for(self._read(), _STALLED_SECONDS)
+            kind, content = await within(_STALLED_SECONDS, self._read())
         except asyncio.TimeoutError:
             raise UploadError(f"{self._name}: takes too long to decode; convert it to WAV or FLAC") from None
         except asyncio.IncompleteReadError:

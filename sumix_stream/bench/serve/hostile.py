@@ -20,6 +20,7 @@ from sumix_stream.bench.serve.servers import ServerProcess
 
 SPARE_STREAMS = 16  # of the server, beyond the healthy ones: what hostile clients can get hold of
 PHASES = ("quiet", "hostile", "quiet again", "hostile again", "quiet at last")
+LOWEST_PRIORITY = 19
 _LONG = 4  # different utterances
 _SETTLE_SECONDS = 8.0  # by then whoever is gone has been noticed
 
@@ -32,11 +33,14 @@ def hostile_rows(
     seconds: float,
     say: Callable[[str], None],
     phases: Sequence[str] = PHASES,
+    niceness: int = LOWEST_PRIORITY,
 ) -> list[dict[str, Any]]:
     """A row for each phase. Every healthy client has one stream of `seconds`; the hostile ones come when all speak.
 
     Args:
         start: a server that takes so many streams.
+        niceness: of the hostile clients, which have machines of their own: what they compute should not slow the
+            healthy ones. On a machine without a free core the lowest priority leaves them nothing to act with.
     """
     long = speaker.joined(utterances, seconds, _LONG)
     max_streams = clients + SPARE_STREAMS
@@ -46,7 +50,7 @@ def hostile_rows(
         plan = Plan(clients, seconds, warm=min(4.0, seconds / 4), repeat=False, grace=5.0)
         for phase in phases:
             before = server.meter.rss_bytes()
-            hostile = _start_hostile(server, max_streams, plan) if phase.startswith("hostile") else None
+            hostile = _start_hostile(server, max_streams, plan, niceness) if phase.startswith("hostile") else None
             let_loose = None if hostile is None else hostile.stdin.close
             measured = run_load(server_protocol, server.port, long, plan, server.meter, let_loose)
             outcomes, hostile_cpu = _result(hostile)
@@ -75,9 +79,9 @@ def _row(
     return row | {"faults": "; ".join(f"{count} {reason}" for reason, count in sorted(measured.faults.items()))}
 
 
-def _start_hostile(server: ServerProcess, max_streams: int, plan: Plan) -> subprocess.Popen:
+def _start_hostile(server: ServerProcess, max_streams: int, plan: Plan, niceness: int) -> subprocess.Popen:
     """They come when their standard input is closed, and stay until the last healthy client has ended."""
-    numbers = (server.port, max_streams, plan.seconds, json.dumps(server.other_ports))
+    numbers = (server.port, max_streams, plan.seconds, json.dumps(server.other_ports), niceness)
     command = [sys.executable, "-m", "sumix_stream.bench.serve.hostile_clients", *map(str, numbers)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

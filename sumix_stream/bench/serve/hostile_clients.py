@@ -1,7 +1,7 @@
 """Clients that break the rules, for a while, in a process of their own.
 
-python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS PORTS begins when its standard input ends,
-and prints as JSON what became of them. PORTS is a JSON object, other protocol -> its port."""
+python -m sumix_stream.bench.serve.hostile_clients PORT MAX_STREAMS SECONDS PORTS NICENESS begins when its standard
+input ends, and prints as JSON what became of them. PORTS is a JSON object, other protocol -> its port."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.uri import parse_uri
 
+from sumix_stream.bench.serve.hostile_openai import HostileToOpenAI
 from sumix_stream.bench.serve.hostile_protocols import HostileToPorts
 from sumix_stream.serve import protocol
 
@@ -65,7 +66,8 @@ class HostileClients:
         self.port, self.max_streams, self.deadline = port, max_streams, deadline
         self.random = random.Random(seed)
         self.outcomes: Counter = Counter()  # "kind: what became of it"
-        self._to_ports = HostileToPorts(ports or {}, self._count, seed)
+        self._others = HostileToOpenAI(port, 10 * max_streams, self._count, seed).acts
+        self._others += HostileToPorts(ports or {}, self._count, seed).acts
 
     async def run(self) -> dict[str, int]:
         """What became of them, once all are gone."""
@@ -76,7 +78,8 @@ class HostileClients:
         kinds += [self._again(partial(self.flood, name)) for name in _FLOODS]
         kinds += [self._again(self.long_request, 0.5) for _ in range(LONG_REQUESTS)]
         kinds += [self._again(self.unread_pongs), self._again(self.whisper)]
-        kinds += [self._again(act, 0.1) for act in self._to_ports.acts]
+        kinds += [self._again(self.reset, 0.02)]
+        kinds += [self._again(act, 0.1) for act in self._others]
         tasks = [asyncio.create_task(kind) for kind in kinds]
         await asyncio.wait(tasks, timeout=max(0.0, self.deadline - time.monotonic()))
         for task in tasks:
@@ -112,6 +115,14 @@ class HostileClients:
             await writer.drain()
             await asyncio.sleep(self.random.uniform(0, 0.2))
             self._count("disconnect", "amid a message")
+
+    async def reset(self) -> None:
+        """Gone behind the request, before there is an answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with _aborting(writer):
+            writer.write(_Stream(reader, self.port).request)
+            await asyncio.sleep(self.random.uniform(0, 0.001))
+            self._count("reset", "behind the request")
 
     async def gigabyte(self) -> None:
         """One message that says it will be 1 GB long."""
@@ -272,8 +283,8 @@ def _aborting(writer: asyncio.StreamWriter):
         writer.transport.abort()
 
 
-def main(port: int, max_streams: int, seconds: float, ports: Mapping[str, int]) -> None:
-    os.nice(19)  # hostile clients have machines of their own: what these compute should not slow the healthy ones
+def main(port: int, max_streams: int, seconds: float, ports: Mapping[str, int], niceness: int) -> None:
+    os.nice(niceness)
     sys.stdin.read()
     clients = HostileClients(port, max_streams, time.monotonic() + seconds, ports=ports)
     outcomes = asyncio.run(clients.run())
@@ -282,4 +293,4 @@ def main(port: int, max_streams: int, seconds: float, ports: Mapping[str, int]) 
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4]), int(sys.argv[5]))

@@ -20,6 +20,7 @@ from sumix_stream.serve.protocols.openai_fields import Form, read_form
 from sumix_stream.serve.protocols.openai_text import GrowingText, text_of
 from sumix_stream.serve.recordings import Recording
 from sumix_stream.serve.uploads import Decoded, Spool, UploadError, decode
+from sumix_stream.serve.within import within
 
 if TYPE_CHECKING:
     from sumix_stream.serve.protocols.openai import Api
@@ -65,7 +66,7 @@ class Transcription:
         if request.headers.get("Expect", "").lower() == "100-continue":
             self._visit.front.transport.write(_CONTINUE)
         try:
-            return await asyncio.wait_for(self._read_parts(spool), limits.upload_seconds)
+            return await within(limits.upload_seconds, self._read_parts(spool))
         except asyncio.TimeoutError:
             message = f"the upload took longer than {limits.upload_seconds:g} s, or stood still"
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, message, code="upload_timeout") from None
@@ -111,7 +112,7 @@ class Transcription:
         return found.decode()
 
     async def _within(self, read):
-        return await asyncio.wait_for(read, self._limits.idle_seconds)
+        return await within(self._limits.idle_seconds, read)
 
     def _too_large(self) -> ApiError:
         message = f"the recording has more than the {self._limits.max_upload_bytes} bytes that are allowed; cut it"
@@ -192,7 +193,7 @@ class Transcription:
         """Raises ConnectionResetError where the client does not read."""
         data = json.dumps(event, ensure_ascii=False)
         try:
-            await asyncio.wait_for(response.write(f"data: {data}\n\n".encode()), self._limits.send_seconds)
+            await within(self._limits.send_seconds, response.write(f"data: {data}\n\n".encode()))
         except asyncio.TimeoutError:
             self._server.metrics.errors.labels(code="slow_reader").inc()
             self._visit.front.abort()

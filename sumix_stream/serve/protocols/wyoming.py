@@ -26,6 +26,7 @@ from sumix_stream.serve.protocol import ProtocolError
 from sumix_stream.serve.protocols.intake import Intake
 from sumix_stream.serve.protocols.listener import Address, Listener
 from sumix_stream.serve.protocols.wyoming_events import LONGEST_LINE, EventReader, WireEvent, write_event
+from sumix_stream.serve.within import within
 
 if TYPE_CHECKING:
     from sumix_stream.serve.server import Server
@@ -174,7 +175,7 @@ class WyomingTalk:
             return await self._events.read()
         seconds = self.server.limits.idle_seconds
         try:
-            return await asyncio.wait_for(self._events.read(), seconds)
+            return await within(seconds, self._events.read())
         except asyncio.TimeoutError:
             raise ProtocolError("idle", f"nothing for {seconds:g} seconds", protocol.POLICY) from None
 
