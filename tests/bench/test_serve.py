@@ -389,7 +389,6 @@ def test_the_crew_breaks_every_rule_and_the_server_forgets_it():
     assert any(name.startswith("garbage: closed with 1007") for name in found)
     others = {"upload of garbage", "endless upload", "half an upload", "unread events", "crowd of uploads", "reset"}
     assert kinds >= others | {"wrong events", "endless appends"}
-    assert found.get("crowd of uploads: HTTP 503") or found.get("crowd of uploads: HTTP 429")
 
 
 def test_hostile_rows_compare_texts_and_memory(talking, tmp_path):

@@ -61,39 +61,35 @@ class HostileToOpenAI:
     async def garbled(self) -> None:
         """A form that is none, or whose file is none."""
         bodies = (b"", b"--b", _FORM[:60], _FORM.replace(b"RIFF", b"JUNK"), self._random.randbytes(5000))
-        self._count("upload of garbage", await self._post(self._random.choice(bodies)))
+        await self._told("upload of garbage", self._post(self._random.choice(bodies)))
 
     async def endless(self) -> None:
         """A file without an end, in chunks."""
-        outcome = "still there at the end"
-        try:
-            outcome = await self._post(None, [_FORM[:-40], *[bytes(1 << 16)] * 100_000])
-        finally:
-            self._count("endless upload", outcome)
+        await self._told("endless upload", self._post(None, [_FORM[:-40], *[bytes(1 << 16)] * 100_000]))
 
     async def half(self) -> None:
         """Gone amid the file."""
         _, writer = await self._asked(len(_FORM))
         with _closing(writer):
+            self._count("half an upload", "gone")
             writer.write(_FORM[: self._random.randrange(len(_FORM))])
             await writer.drain()
             await asyncio.sleep(self._random.uniform(0, 0.2))
-            self._count("half an upload", "gone")
 
     async def unread(self) -> None:
         """Ask for a stream of events, and read none."""
         _, writer = await self._asked(len(_FORM))
         with _closing(writer):
             writer.transport.pause_reading()
+            self._count("unread events", "gone")
             writer.write(_FORM)
             await writer.drain()
             await asyncio.sleep(1.0)
-            self._count("unread events", "gone")
 
     async def uploads(self) -> None:
         """Far more at a time than the server takes."""
-        for status in await asyncio.gather(*(self._post(_FORM) for _ in range(self._crowd)), return_exceptions=True):
-            self._count("crowd of uploads", status if isinstance(status, str) else "connection lost")
+        told = (self._told("crowd of uploads", self._post(_FORM)) for _ in range(self._crowd))
+        await asyncio.gather(*told, return_exceptions=True)
 
     async def events(self) -> None:
         """Half JSON, and events that are wrong or in the wrong order."""
@@ -120,6 +116,16 @@ class HostileToOpenAI:
                     client.transport.abort()
         except WebSocketException:
             pass
+        finally:
+            self._count(kind, outcome)
+
+    async def _told(self, kind: str, posted: Awaitable[str]) -> None:
+        """Count what an upload came to."""
+        outcome = "still there at the end"
+        try:
+            outcome = await posted
+        except OSError:
+            outcome = "connection lost"
         finally:
             self._count(kind, outcome)
 
