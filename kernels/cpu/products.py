@@ -37,6 +37,7 @@ _LINE = 64  # bytes that a cache fetches at once
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 # Of float32's 32 bits bfloat16 keeps the upper 16; less than half a step of it; a quiet NaN.
 _KEPT, _HALF_STEP, _QUIET = np.int32(16), np.int32(0x7FFF), np.int32(0x7FC0)
+_ONE_BIT, _LOWER = np.int32(1), np.int32(0xFFFF)
 llvm.initialize_native_asmparser()  # for the one instruction of bf16
 
 
@@ -177,19 +178,34 @@ def _generate_tile(bf16, context, builder, signature, arguments):
     return context.get_dummy_value()
 
 
+@inlined
+def _bfloat16(x):
+    """The bits of a bfloat16, an int32's lower half; to the nearest, ties to even."""
+    bits = as_bits(x)
+    high = bits >> _KEPT
+    return (bits + (_HALF_STEP + (high & _ONE_BIT))) >> _KEPT if x == x else high | _QUIET
+
+
 @compiled
 def _round(x, count, pairs):
-    """The first `count` rows of x (n, K) as bfloat16 in int16 (n, K or more), to the nearest, ties to even; the rest of
-    a row is zero."""
+    """The first `count` rows of x (n, K) as bfloat16 in int16 (n, K or more); the rest of a row is zero."""
     K = x.shape[1]
     for n in range(count):
         for k in range(min(K, pairs.shape[1])):
-            bits = as_bits(x[n, k])
-            high = bits >> _KEPT
-            rounded = (bits + (_HALF_STEP + (high & np.int32(1)))) >> _KEPT
-            pairs[n, k] = np.int16(rounded if x[n, k] == x[n, k] else high | _QUIET)
+            pairs[n, k] = np.int16(_bfloat16(x[n, k]))
         for k in range(K, pairs.shape[1]):
             pairs[n, k] = 0
+
+
+@compiled
+def pair_rows(x, count, pairs):
+    """Each two of the first `count` rows of x (n, K) side by side as bfloat16: pairs (ceil(count / 2), K) int32."""
+    for m in range(count // 2):
+        for k in range(x.shape[1]):
+            pairs[m, k] = (_bfloat16(x[2 * m, k]) & _LOWER) | (_bfloat16(x[2 * m + 1, k]) << _KEPT)
+    if count % 2:
+        for k in range(x.shape[1]):
+            pairs[count // 2, k] = _bfloat16(x[count - 1, k]) & _LOWER
 
 
 def _factors(x, count, weights, pairs):
@@ -244,6 +260,8 @@ def multiply(x, count, weights, bias, adding, silu, out, pairs):
 @compiled
 def add_products(x, count, panels, none, out):
     """out (N, P WIDTH) += the transpose of x (n, N or more) times rows in panels (P, n or more, WIDTH): `count` rows.
+
+    In bf16 both are int32, and `count` is of the pairs of rows that `pair_rows` makes.
 
     Args:
         none: zeros (WIDTH,).

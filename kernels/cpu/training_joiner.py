@@ -11,10 +11,8 @@ import math
 import numpy as np
 
 from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, exp, inlined, tanh
-from sumix_kernels.cpu.products import ROWS, WIDTH, add_products, filled_up, multiply
-from sumix_kernels.cpu.training_products import BLOCK, into_panels
-
-_NO_PAIRS = np.zeros((1, 2), np.int16)
+from sumix_kernels.cpu.products import ROWS, WIDTH, filled_up, multiply
+from sumix_kernels.cpu.training_products import BLOCK, add_products_like, into_panels, pairs_for
 
 
 @inlined
@@ -31,10 +29,11 @@ def _join(begin, end, part, enc, pred, pred_rows, targets, blank, weights, bias,
     frames = max(1, BLOCK // R)
     room = filled_up(frames * R, ROWS)
     hidden, logits = np.empty((room, enc.shape[1]), np.float32), np.empty((room, len(weights) * WIDTH), np.float32)
+    pairs = pairs_for(weights, room)
     for frame in range(begin, end, frames):
         first, count = frame * R, (min(frame + frames, end) - frame) * R
         _hidden(enc, pred, pred_rows, first, count, R, hidden)
-        multiply(hidden, count, weights, bias, 0, False, logits, _NO_PAIRS)
+        multiply(hidden, count, weights, bias, 0, False, logits, pairs)
         for i in range(count):
             z, n = logits[i], first + i
             most, odd, total = z[0], ZERO, ZERO
@@ -57,12 +56,13 @@ def _join_back(
     room, wide = filled_up(frames * R, ROWS), len(weights_back) * WIDTH
     hidden, logits = np.zeros((room, wide), np.float32), np.empty((room, len(weights) * WIDTH), np.float32)
     hidden_grad, panels = np.empty((room, wide), np.float32), np.empty((len(weights_back), room, WIDTH), np.float32)
+    pairs, pairs_back = pairs_for(weights, room), pairs_for(weights_back, room)
     none = np.zeros(wide, np.float32)
     pred_grad, bias_grad = pred_grads[part], bias_grads[part]
     for frame in range(begin, end, frames):
         first, count = frame * R, (min(frame + frames, end) - frame) * R
         _hidden(enc, pred, pred_rows, first, count, R, hidden)
-        multiply(hidden, count, weights, bias, 0, False, logits, _NO_PAIRS)
+        multiply(hidden, count, weights, bias, 0, False, logits, pairs)
         for i in range(count):
             z, n = logits[i], first + i
             normaliser, gx, gy = normalisers[n], x_grad[n], y_grad[n]
@@ -74,8 +74,8 @@ def _join_back(
             for v in range(V):
                 bias_grad[v] += z[v]
             into_panels(hidden[i], i, panels)
-        add_products(logits, count, panels, none, weight_grads[part])
-        multiply(logits, count, weights_back, none, 0, False, hidden_grad, _NO_PAIRS)
+        add_products_like(logits, count, panels, none, weights, weight_grads[part])
+        multiply(logits, count, weights_back, none, 0, False, hidden_grad, pairs_back)
         for i in range(count):
             n = first + i
             h, g, own, other = hidden[i], hidden_grad[i], enc_grad[n // R], pred_grad[pred_rows[n]]

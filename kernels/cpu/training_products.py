@@ -6,16 +6,58 @@ memory and read it again. Each function takes blocks [begin, end) of `BLOCK` row
 N rows, D inputs and O outputs of a product. Arrays of "room" have rows up to a multiple of ROWS and columns up to one
 of WIDTH (`products`), which are read and written and stand for nothing. Weights lie in panels, as `panels_of` and
 `panels_back` make them; gradients by weights (P, O, D) are room and are added to.
+
+Where weights are in bf16, all factors of products are rounded to it, those of gradients by weights too; sums and all
+else are fp32.
 """
 
+import numba
 import numpy as np
+from numba.extending import overload
 
 from sumix_kernels.cpu.compiled import ONE, ZERO, compiled, inlined, sigmoid
-from sumix_kernels.cpu.products import WIDTH, add_products, multiply
+from sumix_kernels.cpu.products import WIDTH, add_products, multiply, pair_rows
 from sumix_kernels.cpu.training import dropped, is_padding, mean_and_scale
 
 BLOCK = 48  # a multiple of ROWS; with 576 channels a block takes 110 kB
-_NO_PAIRS = np.zeros((1, 2), np.int16)
+
+
+def pairs_for(weights, num_rows):
+    """Room for rows in bf16, where weights are; see `multiply`."""
+
+
+@overload(pairs_for)
+def _pairs_room(weights, num_rows):
+    if weights.dtype == numba.float32:
+        return lambda weights, num_rows: np.empty((1, 2), np.int16)
+    return lambda weights, num_rows: np.empty((num_rows, 2 * weights.shape[1]), np.int16)
+
+
+def add_products_like(x, count, panels, none, weights, out):
+    """`add_products` in the precision of the weights."""
+
+
+@overload(add_products_like)
+def _add_products_of(x, count, panels, none, weights, out):
+    if weights.dtype == numba.float32:
+        return lambda x, count, panels, none, weights, out: add_products(x, count, panels, none, out)
+
+    def paired(x, count, panels, none, weights, out):
+        half = (count + 1) // 2
+        rows, columns = np.empty((half, x.shape[1]), np.int32), np.empty((len(panels), half, WIDTH), np.int32)
+        pair_rows(x, count, rows)
+        for p in range(len(panels)):
+            pair_rows(panels[p], count, columns[p])
+        add_products(rows, half, columns, none, out)
+
+    return paired
+
+
+@compiled
+def panels_in_pairs(panels, out):
+    """Panels (P, n, WIDTH) in bf16: out (P, ceil(n / 2), WIDTH) int32."""
+    for p in range(len(panels)):
+        pair_rows(panels[p], panels.shape[1], out[p])
 
 
 @compiled
@@ -91,16 +133,18 @@ def _normalise_back(grad, x, n, weight, stats, residual, normal, inner, weight_g
 
 def _product(begin, end, part, x, weights, bias, N, out):
     """out = x W^T + bias. x (N, D) and out (N, O) room."""
+    pairs = pairs_for(weights, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
-        multiply(x[first:], count, weights, bias, 0, False, out[first:], _NO_PAIRS)
+        multiply(x[first:], count, weights, bias, 0, False, out[first:], pairs)
 
 
 def _product_back(begin, end, part, grad, x, weights, N, out, weight_grads):
     """From grad (N, O), room: out (N, D), room, = grad W, and the gradient by W. x (N, D) was multiplied."""
     D, panels = x.shape[1], np.empty((len(weights), BLOCK, WIDTH), np.float32)
     row, none = np.zeros(len(weights) * WIDTH, np.float32), np.zeros(len(weights) * WIDTH, np.float32)
+    pairs = pairs_for(weights, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
@@ -108,8 +152,8 @@ def _product_back(begin, end, part, grad, x, weights, N, out, weight_grads):
             for d in range(D):
                 row[d] = x[first + i, d]
             into_panels(row, i, panels)
-        add_products(grad[first:], count, panels, none, weight_grads[part])
-        multiply(grad[first:], count, weights, none, 0, False, out[first:], _NO_PAIRS)
+        add_products_like(grad[first:], count, panels, none, weights, weight_grads[part])
+        multiply(grad[first:], count, weights, none, 0, False, out[first:], pairs)
 
 
 def _product_add(begin, end, part, x, weights, bias, residual, lengths, num_frames, drop, out):
@@ -117,10 +161,11 @@ def _product_add(begin, end, part, x, weights, bias, residual, lengths, num_fram
     key, second_key, threshold, scale = drop
     N, width = residual.shape
     y = np.empty((BLOCK, len(weights) * WIDTH), np.float32)
+    pairs = pairs_for(weights, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
-        multiply(x[first:], count, weights, bias, 0, False, y, _NO_PAIRS)
+        multiply(x[first:], count, weights, bias, 0, False, y, pairs)
         for i in range(count):
             n = first + i
             if is_padding(n, lengths, num_frames):
@@ -135,12 +180,13 @@ def _norm_product(begin, end, part, x, norm_weight, norm_bias, eps, weights, bia
     """out (N, O), room, = LayerNorm(x) W^T + bias; stats (N, 2): see `normalise_rows`."""
     N, D = x.shape
     normal = np.empty((BLOCK, D), np.float32)
+    pairs = pairs_for(weights, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
         for i in range(count):
             _normalise(x, first + i, norm_weight, norm_bias, eps, stats, normal[i])
-        multiply(normal, count, weights, bias, 0, False, out[first:], _NO_PAIRS)
+        multiply(normal, count, weights, bias, 0, False, out[first:], pairs)
 
 
 def _norm_product_back(
@@ -154,14 +200,15 @@ def _norm_product_back(
     row, none = np.zeros(wide, np.float32), np.zeros(wide, np.float32)
     normal, inner = np.empty(D, np.float32), np.empty(D, np.float32)
     weight_grad, bias_grad = norm_weight_grads[part], norm_bias_grads[part]
+    pairs = pairs_for(weights, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
         for i in range(count):
             _normal_again(x, first + i, norm_weight, norm_bias, stats, row)
             into_panels(row, i, panels)
-        add_products(grad[first:], count, panels, none, weight_grads[part])
-        multiply(grad[first:], count, weights, none, 0, False, x_grad, _NO_PAIRS)
+        add_products_like(grad[first:], count, panels, none, weights, weight_grads[part])
+        multiply(grad[first:], count, weights, none, 0, False, x_grad, pairs)
         for i in range(count):
             _normalise_back(
                 x_grad[i], x, first + i, norm_weight, stats, residual, normal, inner, weight_grad, bias_grad, out
@@ -178,12 +225,13 @@ def _feed_forward(
     N, D = x.shape
     normal, active = np.empty((BLOCK, D), np.float32), np.zeros((BLOCK, hidden.shape[1]), np.float32)
     y = np.empty((BLOCK, len(w2) * WIDTH), np.float32)
+    w1_pairs, w2_pairs = pairs_for(w1, BLOCK), pairs_for(w2, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
         for i in range(count):
             _normalise(x, first + i, norm_weight, norm_bias, eps, stats, normal[i])
-        multiply(normal, count, w1, b1, 0, False, hidden[first:], _NO_PAIRS)
+        multiply(normal, count, w1, b1, 0, False, hidden[first:], w1_pairs)
         for i in range(count):
             n = first + i
             if threshold:
@@ -193,7 +241,7 @@ def _feed_forward(
             else:
                 for d in range(width):
                     active[i, d] = hidden[n, d] * sigmoid(hidden[n, d])
-        multiply(active, count, w2, b2, 0, False, y, _NO_PAIRS)
+        multiply(active, count, w2, b2, 0, False, y, w2_pairs)
         for i in range(count):
             n = first + i
             if out_threshold:
@@ -221,6 +269,7 @@ def _feed_forward_back(
     own, inner = np.empty(D, np.float32), np.empty(D, np.float32)
     b1_grad, b2_grad = b1_grads[part], b2_grads[part]
     weight_grad, bias_grad = norm_weight_grads[part], norm_bias_grads[part]
+    w1_pairs, w2_pairs = pairs_for(w1, BLOCK), pairs_for(w2, BLOCK)
     for block in range(begin, end):
         first = block * BLOCK
         count = min(BLOCK, N - first)
@@ -234,7 +283,7 @@ def _feed_forward_back(
                 for d in range(D):
                     y[d] = factor * grad[n, d]
                     b2_grad[d] += y[d]
-        multiply(y_grad, count, w2, none, 0, False, hidden_grad, _NO_PAIRS)
+        multiply(y_grad, count, w2, none, 0, False, hidden_grad, w2_pairs)
         for i in range(count):
             n, h = first + i, hidden_grad[i]
             if threshold:
@@ -255,12 +304,12 @@ def _feed_forward_back(
                     h[d] = g
                     b1_grad[d] += g
             into_panels(row, i, active)
-        add_products(y_grad, count, active, none, w2_grads[part])
+        add_products_like(y_grad, count, active, none, w2, w2_grads[part])
         for i in range(count):
             _normal_again(x, first + i, norm_weight, norm_bias, stats, row)
             into_panels(row, i, normal)
-        add_products(hidden_grad, count, normal, none, w1_grads[part])
-        multiply(hidden_grad, count, w1, none, 0, False, x_grad, _NO_PAIRS)
+        add_products_like(hidden_grad, count, normal, none, w1, w1_grads[part])
+        multiply(hidden_grad, count, w1, none, 0, False, x_grad, w1_pairs)
         for i in range(count):
             _normalise_back(x_grad[i], x, first + i, norm_weight, stats, grad, own, inner, weight_grad, bias_grad, out)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sumix_kernels.training.choice import compiled_here
+from sumix_kernels.training.choice import compiled_here, multiplies_bf16
 
 # Logits a tile, in elements: 2 MiB of fp32 fits a core's cache; a GPU wants its thousands of threads busy.
 _CPU_TILE = 1 << 19
@@ -67,12 +67,13 @@ def joint_log_probs(
     enc (B, T, J), pred (B, S+1, J), weight (V, J), bias (V,), ranges and targets (B, T, R). Activations and matrix
     products are in ``dtype``, normalisers and sums of gradients in at least fp32. ``tile_size`` is the number of
     logits made at once, ``kept`` the most that are held until the backward pass; both concern PyTorch's operators only,
-    and where no size is given and compiled functions can compute in fp32, they do.
+    and where no size is given and compiled functions can compute in ``dtype``, they do.
     """
     if tile_size is None and _compiled(dtype, enc, pred, weight, bias):
         from sumix_kernels.training import joiner
 
-        return joiner.joint_log_probs(enc, pred, weight, bias, ranges, targets, termination_symbol)
+        bf16 = dtype == torch.bfloat16
+        return joiner.joint_log_probs(enc, pred, weight, bias, ranges, targets, termination_symbol, bf16)
     if tile_size is None:
         tile_size = _CPU_TILE if enc.device.type == "cpu" else _GPU_TILE
     frames = max(1, tile_size // max(1, ranges.shape[2] * weight.shape[0]))
@@ -84,7 +85,10 @@ def joint_log_probs(
 def _compiled(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     """Whether the joiner's compiled functions take these."""
     given = [tensor for tensor in tensors if tensor is not None]
-    plain = dtype == torch.float32 and all(x.dtype == dtype and x.device.type == "cpu" for x in given)
+    dtypes = {torch.float32, dtype}
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies_bf16()):
+        return False
+    plain = all(x.dtype in dtypes and x.device.type == "cpu" for x in given)
     return plain and given[0].numel() > 0 and compiled_here(given[0])
 
 

@@ -22,7 +22,7 @@ from sumix_kernels.training.products import (
     room,
     share_blocks,
 )
-from sumix_kernels.training.rows import draw_dropout, num_parts, share
+from sumix_kernels.training.rows import applied, draw_dropout, num_parts, share
 
 
 def convolution(
@@ -44,29 +44,44 @@ def convolution(
     geometry = check_lengths(lengths, x), per_utterance(check_frames_of_chunk(chunk_size, x), x)
     parameters = (norm.weight, norm.bias, expand.weight, expand.bias, taps, tap_bias)
     parameters = (*parameters, inner_norm.weight, inner_norm.bias, contract.weight, contract.bias)
-    return _Convolution.apply(x, *parameters, (norm.eps, inner_norm.eps), geometry, draw_dropout(dropout))
+    return applied(_Convolution, x, *parameters, (norm.eps, inner_norm.eps), geometry, draw_dropout(dropout))
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, norm_weight, norm_bias, w1, b1, taps, tap_bias, inner_weight, inner_bias, w2, b2, eps, geometry, drop
+        ctx,
+        x,
+        norm_weight,
+        norm_bias,
+        w1,
+        b1,
+        taps,
+        tap_bias,
+        inner_weight,
+        inner_bias,
+        w2,
+        b2,
+        eps,
+        geometry,
+        drop,
+        bf16,
     ):
         (B, T, D), (lengths, sizes) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
         parts, N = num_parts(B, 1), B * T
         stats, gates, active = rows.new_empty(N, 2), room(N, 2 * D), room(N, D)
-        multiply_normal(rows, norm_weight, norm_bias, eps[0], w1, b1, stats, gates)
+        multiply_normal(rows, norm_weight, norm_bias, eps[0], w1, b1, stats, gates, bf16)
         inner, inner_stats, out = torch.zeros_like(rows), torch.zeros_like(stats), torch.empty_like(rows)
         by_tap = taps.t().contiguous()
         arguments = (gates, by_tap, tap_bias, inner_weight, inner_bias, np.float32(eps[1]), lengths, sizes, T)
         share(convolve_chunks, B, parts, *arguments, inner, inner_stats, active)
-        share_blocks(product_add, N, active, in_panels(w2), filled(b2), rows, lengths, T, drop, out)
+        share_blocks(product_add, N, active, in_panels(w2, bf16), filled(b2), rows, lengths, T, drop, out)
         ctx.save_for_backward(
             *(rows, stats, gates, inner, inner_stats, active),
             *(norm_weight, norm_bias, w1, by_tap, inner_weight, inner_bias, w2),
         )
-        ctx.geometry, ctx.drop = geometry, drop
+        ctx.geometry, ctx.drop, ctx.bf16 = geometry, drop, bf16
         return out.view(x.shape)
 
     @staticmethod
@@ -81,15 +96,15 @@ class _Convolution(torch.autograd.Function):
         arguments = (residual, np.float32(1), lengths, T, ctx.drop, out_grad, b2_grads)
         share(add_branch_back, N, row_parts, *arguments)
         active_grad = room(N, D)
-        w2_grad = multiply_back(out_grad, active, w2, N, active_grad)
+        w2_grad = multiply_back(out_grad, active, w2, N, active_grad, ctx.bf16)
         gates_grad, b1_grads = room(N, 2 * D), rows.new_zeros(parts, 2 * D)
         tap_grads = rows.new_zeros(parts, *by_tap.shape)
         tap_bias_grads, weight_grads, bias_grads = rows.new_zeros(3, parts, D).unbind()
         arguments = (active_grad, gates, inner, inner_stats, by_tap, inner_weight, inner_bias, lengths, sizes, T)
         sums = (b1_grads, tap_grads, tap_bias_grads, weight_grads, bias_grads)
         share(convolve_chunks_back, B, parts, *arguments, gates_grad, *sums)
-        back = (gates_grad, rows, stats, norm_weight, norm_bias, w1, residual)
+        back = (gates_grad, rows, stats, norm_weight, norm_bias, w1, residual, ctx.bf16)
         x_grad, w1_grad, *norm_grads = multiply_normal_back(*back)
         b1_grad, tap_grad, tap_bias_grad, weight_grad, bias_grad = (part.sum(0) for part in sums)
         grads = (w1_grad, b1_grad, tap_grad.t(), tap_bias_grad, weight_grad, bias_grad, w2_grad, b2_grads.sum(0))
-        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None
+        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None, None

@@ -26,7 +26,8 @@ def front_end(x: Tensor, conv1: nn.Conv2d, conv2: nn.Conv2d, lengths: Tensor) ->
     Time has a frame of zeros before it at either stage. Bins come first, channels last, unlike in `Tensor.flatten` of
     the convolutions' own layout. Takes what `training_branches` admits, and an x without gradient.
     """
-    return _FrontEnd.apply(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, lengths)
+    with torch.autocast("cpu", enabled=False):
+        return _FrontEnd.apply(x.float(), conv1.weight, conv1.bias, conv2.weight, conv2.bias, lengths)
 
 
 class _FrontEnd(torch.autograd.Function):

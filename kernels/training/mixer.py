@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from sumix_kernels.arguments import check_chunk_size, check_left_context, check_lengths
 from sumix_kernels.cpu.training_mixer import merge_chunks, merge_chunks_back, summarise_chunks, summarise_chunks_back
 from sumix_kernels.training.products import multiply, multiply_back, multiply_normal, multiply_normal_back, room
-from sumix_kernels.training.rows import draw_dropout, num_parts, share
+from sumix_kernels.training.rows import applied, draw_dropout, num_parts, share
 
 
 def summary_mixer(
@@ -34,7 +34,8 @@ def summary_mixer(
     sizes, lefts = per_utterance(size, x), per_utterance(chunks if left is None else left, x)
     parameters = (norm.weight, norm.bias, projection.weight, projection.bias)
     parameters = (*parameters, merge_local.weight, merge_summary.weight, merge_summary.bias)
-    return _SummaryMixer.apply(x, *parameters, norm.eps, (lengths, sizes, lefts, chunks), draw_dropout(dropout))
+    geometry = lengths, sizes, lefts, chunks
+    return applied(_SummaryMixer, x, *parameters, norm.eps, geometry, draw_dropout(dropout))
 
 
 def per_utterance(value: int | Tensor, x: Tensor) -> Tensor:
@@ -44,15 +45,15 @@ def per_utterance(value: int | Tensor, x: Tensor) -> Tensor:
 
 class _SummaryMixer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, w, b, local_w, summary_w, summary_b, eps, geometry, drop):
+    def forward(ctx, x, norm_weight, norm_bias, w, b, local_w, summary_w, summary_b, eps, geometry, drop, bf16):
         (B, T, D), (lengths, sizes, lefts, K) = x.shape, geometry
         rows = x.contiguous().view(-1, D)
         parts, N = num_parts(B, 1), B * T
         stats, projected, local, merged = rows.new_empty(N, 2), room(N, 2 * D), room(N, D), room(N, D)
-        multiply_normal(rows, norm_weight, norm_bias, eps, w, b, stats, projected)
+        multiply_normal(rows, norm_weight, norm_bias, eps, w, b, stats, projected, bf16)
         mean = rows.new_empty(B, K, D)
         share(summarise_chunks, B, parts, projected, lengths, sizes, lefts, T, local, mean)
-        multiply(local, local_w, None, N, merged)
+        multiply(local, local_w, None, N, merged, bf16)
         summary = torch.addmm(summary_b, mean.view(-1, D), summary_w.t()).view(mean.shape)
         out = torch.empty_like(rows)
         share(merge_chunks, B, parts, rows, merged, summary, lengths, sizes, T, drop, out)
@@ -60,7 +61,7 @@ class _SummaryMixer(torch.autograd.Function):
             *(rows, stats, projected, local, mean, merged, summary),
             *(norm_weight, norm_bias, w, local_w, summary_w),
         )
-        ctx.geometry, ctx.drop = geometry, drop
+        ctx.geometry, ctx.drop, ctx.bf16 = geometry, drop, bf16
         return out.view(x.shape)
 
     @staticmethod
@@ -75,13 +76,13 @@ class _SummaryMixer(torch.autograd.Function):
         arguments = (residual, merged, summary, lengths, sizes, T, ctx.drop, merged_grad, summary_grad)
         share(merge_chunks_back, B, parts, *arguments)
         flat_grad, local_grad = summary_grad.view(-1, D), room(N, D)
-        local_w_grad = multiply_back(merged_grad, local, local_w, N, local_grad)
+        local_w_grad = multiply_back(merged_grad, local, local_w, N, local_grad, ctx.bf16)
         summary_w_grad = flat_grad.t() @ mean.view(-1, D)
         mean_grad = (flat_grad @ summary_w).view(mean.shape)
         projected_grad, b_grads = room(N, 2 * D), rows.new_zeros(parts, 2 * D)
         arguments = (local_grad, mean_grad, projected, lengths, sizes, lefts, T, projected_grad, b_grads)
         share(summarise_chunks_back, B, parts, *arguments)
-        back = (projected_grad, rows, stats, norm_weight, norm_bias, w, residual)
+        back = (projected_grad, rows, stats, norm_weight, norm_bias, w, residual, ctx.bf16)
         x_grad, w_grad, *norm_grads = multiply_normal_back(*back)
         grads = (w_grad, b_grads.sum(0), local_w_grad, summary_w_grad, flat_grad.sum(0))
-        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None
+        return x_grad.view(grad.shape), *norm_grads, *grads, None, None, None, None

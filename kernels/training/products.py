@@ -1,6 +1,6 @@
 """Room for products by blocks of rows (`sumix_kernels.cpu.training_products`), and threads that share the blocks.
 
-P parts, N rows, O outputs and D inputs of a weight (O, D).
+P parts, N rows, O outputs and D inputs of a weight (O, D). `bf16`: factors of products are rounded to bfloat16.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from sumix_kernels.cpu.training_products import (
     norm_product,
     norm_product_back,
     panels_back,
+    panels_in_pairs,
     panels_of,
     product,
     product_back,
@@ -28,19 +29,28 @@ def room(num_rows: int, num_columns: int) -> Tensor:
     return torch.empty(-(-num_rows // ROWS) * ROWS, -(-num_columns // WIDTH) * WIDTH)
 
 
-def in_panels(weight: Tensor) -> Tensor:
+def in_panels(weight: Tensor, bf16: bool = False) -> Tensor:
     """A weight (O, D) as products x W^T take it."""
     num_outputs, num_inputs = weight.shape
     out = torch.empty(-(-num_outputs // WIDTH), num_inputs, WIDTH)
     panels_of(weight.detach().contiguous().numpy(), out.numpy())
-    return out
+    return _in_pairs(out) if bf16 else out
 
 
-def in_panels_back(weight: Tensor) -> Tensor:
+def in_panels_back(weight: Tensor, bf16: bool = False) -> Tensor:
     """A weight (O, D) as products g W take it."""
     num_outputs, num_inputs = weight.shape
     out = torch.empty(-(-num_inputs // WIDTH), num_outputs, WIDTH)
     panels_back(weight.detach().contiguous().numpy(), out.numpy())
+    return _in_pairs(out) if bf16 else out
+
+
+def _in_pairs(panels: Tensor) -> Tensor:
+    """Panels (P, n, WIDTH) in bf16; as they are where n is odd: the last pair's other half would be read as well."""
+    if panels.shape[1] % 2:
+        return panels
+    out = torch.empty(len(panels), panels.shape[1] // 2, WIDTH, dtype=torch.int32)
+    panels_in_pairs(panels.numpy(), out.numpy())
     return out
 
 
@@ -71,16 +81,16 @@ def share_blocks(function: Callable, num_rows: int, *arguments) -> None:
     share(function, -(-num_rows // BLOCK), num_block_parts(num_rows), *arguments)
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int, out: Tensor) -> None:
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int, out: Tensor, bf16: bool = False) -> None:
     """out (N, O) = x (N, D) W^T + bias, both with room."""
     bias = torch.zeros(out.shape[1]) if bias is None else filled(bias)
-    share_blocks(product, num_rows, x, in_panels(weight), bias, num_rows, out)
+    share_blocks(product, num_rows, x, in_panels(weight, bf16), bias, num_rows, out)
 
 
-def multiply_back(grad: Tensor, x: Tensor, weight: Tensor, num_rows: int, out: Tensor) -> Tensor:
+def multiply_back(grad: Tensor, x: Tensor, weight: Tensor, num_rows: int, out: Tensor, bf16: bool = False) -> Tensor:
     """out (N, D) = grad (N, O) W, both with room; the gradient by W, that x (N, D) was multiplied by."""
     sums = weight_room(num_block_parts(num_rows), weight)
-    share_blocks(product_back, num_rows, grad, x, in_panels_back(weight), num_rows, out, sums)
+    share_blocks(product_back, num_rows, grad, x, in_panels_back(weight, bf16), num_rows, out, sums)
     return weight_grad(sums, weight)
 
 
@@ -93,19 +103,27 @@ def multiply_normal(
     bias: Tensor,
     stats: Tensor,
     out: Tensor,
+    bf16: bool = False,
 ) -> None:
     """out (N, O), with room, = LayerNorm(x (N, D)) W^T + bias, and the statistics (N, 2)."""
     norm = (norm_weight, norm_bias, np.float32(eps))
-    share_blocks(norm_product, x.shape[0], x, *norm, in_panels(weight), filled(bias), stats, out)
+    share_blocks(norm_product, x.shape[0], x, *norm, in_panels(weight, bf16), filled(bias), stats, out)
 
 
 def multiply_normal_back(
-    grad: Tensor, x: Tensor, stats: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, residual: Tensor
+    grad: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by x (N, D), plus `residual`, by W, and by the norm's weight and bias; grad (N, O) with room."""
     N, D = x.shape
     parts, out = num_block_parts(N), torch.empty_like(x)
     sums = (weight_room(parts, weight), *x.new_zeros(2, parts, D).unbind())
-    arguments = (grad, x, stats, norm_weight, norm_bias, in_panels_back(weight), residual)
+    arguments = (grad, x, stats, norm_weight, norm_bias, in_panels_back(weight, bf16), residual)
     share_blocks(norm_product_back, N, *arguments, out, *sums)
     return out, weight_grad(sums[0], weight), sums[1].sum(0), sums[2].sum(0)

@@ -41,6 +41,14 @@ def draw_dropout(probability: float) -> tuple:
     return tuple(Dropout(*map(np.uint32, (*keys, threshold)), np.float32(1 / (1 - probability))))
 
 
+def applied(function: type[torch.autograd.Function], x: Tensor, *arguments) -> Tensor:
+    """`function` of x in fp32, of the arguments, and of whether its products are in bf16: under autocast, which is off
+    inside."""
+    bf16 = torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False):
+        return function.apply(x.float(), *arguments, bf16)
+
+
 def num_parts(count: int, least: int = _LEAST_ROWS) -> int:
     """Threads that share `count` rows, of which each takes at least `least`."""
     return max(1, min(torch.get_num_threads(), count // least))

@@ -29,7 +29,8 @@ def separable_front_end(x: Tensor, conv1: nn.Conv2d, stages: nn.ModuleList, leng
     for stage in stages:
         for convolution in (stage.depthwise, stage.pointwise):
             parameters += [convolution.weight, convolution.bias]
-    return _SeparableFrontEnd.apply(x, lengths, *parameters)
+    with torch.autocast("cpu", enabled=False):
+        return _SeparableFrontEnd.apply(x.float(), lengths, *parameters)
 
 
 class _SeparableFrontEnd(torch.autograd.Function):

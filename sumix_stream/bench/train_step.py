@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sumix_kernels import preferred_backend
 from sumix_kernels.bench.registry import Benchmark, Contender, Inputs, Shape
+from sumix_kernels.training.choice import multiplies_bf16
 from sumix_stream.bench.encoder import TOLERANCE, audio_figures, autocast, context_of, make_features, mixer_config
 from sumix_stream.tasks.build import build_model
 from sumix_stream.timebase import Timebase
+from sumix_stream.train.allocation import keep_freed_memory
 
 _WEIGHTS = {"simple": 0.5, "pruned": 1.0, "ctc": 0.3}
 
@@ -28,6 +30,7 @@ def _make(shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
 
 def _prepare(mixer: str):
     def prepare(inputs: Inputs, shape: Shape) -> Inputs:
+        keep_freed_memory()  # as bin/train does
         model = build_model(mixer_config(shape, mixer), shape["V"])
         return {"model": model.to(inputs["feats"].device).train()}
 
@@ -78,7 +81,7 @@ BENCHMARK = Benchmark(
             for B, seconds in ((32, 30), (16, 60))
         ),
     },
-    dtypes={"cpu": ("fp32",), "cuda": ("bf16",)},
+    dtypes={"cpu": ("fp32", "bf16") if multiplies_bf16() else ("fp32",), "cuda": ("bf16",)},
     gate_shape={"preset": "tiny", "B": 2, "seconds": 2, "U": 6, "V": 30, "C": 8, "L": 1, "shortest": 1},
     make=_make,
     contenders=(

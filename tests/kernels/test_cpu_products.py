@@ -78,9 +78,9 @@ def test_numbers_that_are_none_and_ends(cpu, bf16):
 
 
 @pytest.mark.parametrize(("n", "K", "N"), SIZES)
-def test_add_products(cpu, n, K, N):
+def test_add_products(cpu, bf16, n, K, N):
     """Sums over rows, of what is in panels and of what is not; what fills up the arrays reaches nobody."""
-    from sumix_kernels.cpu.products import add_products
+    from sumix_kernels.cpu.products import add_products, pair_rows
 
     x, y, before = torch.randn(n, K), torch.randn(n, N), torch.randn(N, K)
     inputs = torch.full((n, cpu.filled_up(K, cpu.WIDTH)), float("nan"))
@@ -89,8 +89,16 @@ def test_add_products(cpu, n, K, N):
     panels = np.ascontiguousarray(inputs.numpy().reshape(n, -1, cpu.WIDTH).swapaxes(0, 1))
     out = torch.full((grads.shape[1], inputs.shape[1]), 7.0)
     out[:N, :K] = before
-    add_products(grads.numpy(), n, panels, np.zeros(cpu.WIDTH, np.float32), out.numpy())
-    assert_close_as(out[:N, :K], before.double() + y.double().T @ x.double(), torch.float32)
+    rows, count = grads.numpy(), n
+    if bf16:
+        count = (n + 1) // 2
+        rows, columns = np.empty((count, rows.shape[1]), np.int32), np.empty((len(panels), count, cpu.WIDTH), np.int32)
+        pair_rows(grads.numpy(), n, rows)
+        for panel, pairs in zip(panels, columns):
+            pair_rows(panel, n, pairs)
+        panels = columns
+    add_products(rows, count, panels, np.zeros(cpu.WIDTH, np.float32), out.numpy())
+    assert_close_as(out[:N, :K], before.double() + rounded(y, bf16).T @ rounded(x, bf16), torch.float32)
 
 
 @pytest.mark.parametrize(("bins", "channels", "num_outputs"), [(5, 5, 3), (12, 32, 6), (40, 64, 20)])

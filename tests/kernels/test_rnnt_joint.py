@@ -6,6 +6,7 @@ from conftest import assert_close_as, needs_numba
 
 from sumix_kernels.rnnt.joint import joint_log_probs, row_symbols, selected_log_probs
 from sumix_kernels.rnnt.pruning import prune
+from sumix_kernels.training.choice import multiplies_bf16
 
 B, T, S, J, V, R = 2, 9, 6, 5, 7, 3
 
@@ -72,9 +73,12 @@ def test_large_logits_are_not_held():
 
 @needs_numba
 @pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("frames", "rows", "joint", "vocabulary"), [(9, 3, 5, 7), (70, 5, 24, 48), (33, 50, 30, 3)])
-def test_compiled_equals_joiner_and_softmax(frames, rows, joint, vocabulary, threads, poisoned_memory):
+def test_compiled_equals_joiner_and_softmax(frames, rows, joint, vocabulary, dtype, threads, poisoned_memory):
     """Blocks of some frames and of one, whole panels and parts of one, one utterance's rows shared by threads."""
+    if dtype == torch.bfloat16 and not multiplies_bf16():
+        pytest.skip("this processor has no bfloat16 products")
     num_threads = torch.get_num_threads()
     shapes = (2, frames, joint), (2, rows + 4, joint), (vocabulary, joint), (vocabulary,)
     leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
@@ -82,14 +86,14 @@ def test_compiled_equals_joiner_and_softmax(frames, rows, joint, vocabulary, thr
     targets = row_symbols(torch.randint(0, vocabulary, (2, rows + 3)), ranges, 0)
     try:
         torch.set_num_threads(threads)
-        run = lambda *x: joint_log_probs(*x, ranges, targets, 0, dtype=torch.float32)  # noqa: E731
+        run = lambda *x: joint_log_probs(*x, ranges, targets, 0, dtype=dtype)  # noqa: E731
         actual = outputs_and_grads(run, leaves)
         assert type(run(*leaves)[0].grad_fn).__name__ == "_JoinBackward"
     finally:
         torch.set_num_threads(num_threads)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     for a, e in zip(actual, outputs_and_grads(lambda *x: joined(ranges, targets, *x), exact), strict=True):
-        assert_close_as(a, e, torch.float32)
+        assert_close_as(a, e, dtype)
 
 
 @needs_numba

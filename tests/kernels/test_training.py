@@ -1,6 +1,7 @@
 """The compiled branches of training against the modules in fp64: outputs, every gradient, dropout, threads, choice."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,14 @@ from torch import nn
 
 import sumix_kernels as K
 from sumix_kernels.training import choice, training_branches
+from sumix_kernels.training.choice import multiplies_bf16
 from sumix_kernels.training.naive import keeps
 from sumix_stream.config import EncoderConfig
 from sumix_stream.context import ChunkContext
 from sumix_stream.encoders.conformer import ConformerEncoder, ConformerLayer
 
 pytestmark = needs_numba
+needs_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="this processor has no bfloat16 products")
 
 BEYOND = 2**30
 CONTEXTS = {
@@ -133,6 +136,44 @@ def test_convolution(branches, context, dropout, threads, poisoned_memory, num_t
         return x + (drop(y, drops[0]) if drops else y)
 
     check(run, reference, torch.randn(3, 45, 20), make_layer(), 1 if dropout else 0)
+
+
+@needs_bf16
+@pytest.mark.parametrize("context", (CONTEXTS["full"], CONTEXTS["8, 2"]), ids=("full", "8, 2"))
+@pytest.mark.parametrize("threads", (1, 2))
+def test_products_in_bf16(context, threads, poisoned_memory, num_threads):
+    """A layer under autocast is off, in its output and every gradient, by less than twice what PyTorch's operators are
+    off there, in all by less; its output by more than fp32's is."""
+    num_threads(threads)
+    layer, x = make_layer(dim=48), torch.randn(3, 45, 48)
+    weights = torch.randn(3, 45, 48)
+
+    def run(backend, dtype, bf16):
+        own, y = copy.deepcopy(layer).to(dtype), x.to(dtype, copy=True).requires_grad_()
+        chosen = K.preferred_backend(backend) if backend else nullcontext()
+        with chosen, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = own(y, LENGTHS, context)
+        out.backward(weights.to(out.dtype))
+        return [out, y.grad, *(parameter.grad for parameter in own.parameters())]
+
+    exact = run("naive", torch.float64, False)
+    off = {}
+    for backend in (None, "torch"):
+        found = run(backend, torch.float32, True)
+        off[backend] = torch.stack([(a - e).norm() / e.norm() for a, e in zip(found, exact, strict=True)])
+    ratios = off[None] / off["torch"]
+    assert ratios.max() < 2 and ratios.log().mean().exp() < 1
+    assert off[None][0] > 1e-4
+
+
+@needs_bf16
+def test_odd_sizes_stay_in_fp32(branches):
+    """Two bfloat16 are read at once: a weight of an odd number of inputs has fp32's products."""
+    layer, x = make_layer(21), torch.randn(2, 45, 21)
+    norm, expand, _, _, contract, _ = layer.ffn1  # 21 inputs, 63 between
+    plain = branches.feed_forward(x, norm, expand, contract, 0.5, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(branches.feed_forward(x, norm, expand, contract, 0.5, 0.0), plain)
 
 
 @pytest.mark.parametrize("threads", (1, 3))
@@ -270,6 +311,11 @@ def test_choice(monkeypatch):
     with torch.no_grad():
         assert training_branches(x) is None
     with torch.autocast("cpu", torch.bfloat16):
+        assert (training_branches(x) is not None) == multiplies_bf16()
+        assert (training_branches(x.bfloat16()) is not None) == multiplies_bf16()
+        monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)  # as on a processor without
+        assert training_branches(x) is None
+    with torch.autocast("cpu", torch.float16):
         assert training_branches(x) is None
     with K.preferred_backend("torch"):
         assert training_branches(x) is None
