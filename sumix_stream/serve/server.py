@@ -319,18 +319,23 @@ class Server:
             model=self._api.model,
         )
         self._clients.add(client)
+        reader: asyncio.Task | None = None
         account = connection.grant.account
         who = {} if account is None or account.name == ANYBODY else {"token": account.name}
-        log_event(_log, "opened", stream=name, protocol=connection.protocol_name, **who)
-        client.greet()
-        reader = asyncio.create_task(client.read())
-        connection.opened()
         try:
+            log_event(_log, "opened", stream=name, protocol=connection.protocol_name, **who)
+            client.greet()
+            reader = asyncio.create_task(client.read())
+            connection.opened()
             reason = await self._write(connection, outbox, name)
+        except Exception:
+            self.leave(connection.front)  # the library closes it, which may take a while: it may not be read yet
+            raise
         finally:
             self._clients.discard(client)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            if reader is not None:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
             if client.session is not None:
                 client.session.close()
         seconds = round(time.monotonic() - began, 3)

@@ -21,11 +21,12 @@ from wyoming.audio import AudioChunk, AudioStart
 from wyoming.event import async_write_event
 
 from sumix_stream.serve.client import ServerError, transcribe
-from sumix_stream.serve.guard import FrameBudget
+from sumix_stream.serve.guard import FrameBudget, GuardedConnection
 from sumix_stream.serve.protocols.listener import Address
 from sumix_stream.serve.protocols.sherpa import Sherpa
 from sumix_stream.serve.protocols.vosk import Vosk
 from sumix_stream.serve.protocols.wyoming import Wyoming
+from sumix_stream.serve.reading import Client
 from sumix_stream.serve.sniffing import compressed
 
 EMPTY = {"ping": b"\x89\x80", "pong": b"\x8a\x80", "message": b"\x82\x80", "fragment": b"\x00\x80"}
@@ -77,9 +78,9 @@ def test_a_budget_that_is_spent_fills_again():
     assert budget.take(large * 1000) == 100 * len(large), "no more than a second's"
 
 
-async def attacker(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def attacker(port: int, behind: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(REQUEST.format(port).encode())
+    writer.write(REQUEST.format(port).encode() + behind)
     assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 
@@ -340,3 +341,25 @@ def test_who_is_gone_while_the_server_does_not_read_loses_the_place():
             await healthy(port)
 
     run(test)
+
+
+@pytest.mark.parametrize("step", ["greet", "opened"])
+def test_a_stream_that_fails_before_its_first_word_leaves_its_place(step, monkeypatch, caplog):
+    """At once, though what came behind the request keeps the socket from being read, so that the closing takes long."""
+    owner = {"greet": Client, "opened": GuardedConnection}[step]
+
+    def fail(self: object) -> None:
+        raise RuntimeError("no first word")
+
+    async def test():
+        async with serving(max_streams=1, send_seconds=1000.0) as (server, port):
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, step, fail)
+                audio = Frame(Opcode.BINARY, PCM.tobytes()).serialize(mask=True)
+                _, writer = await attacker(port, audio)
+                await until(lambda: (server.num_streams, len(server._clients)) == (0, 0))
+            await healthy(port)
+            writer.transport.abort()
+
+    run(test)
+    assert "no first word" in caplog.text
