@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 from openai_client import sdk, spell, streamed, whole
-from serving import expected, make_recognizer, run, serving
+from serving import expected, make_recognizer, run, serving, until
 from talkative import LetterTokenizer, sound, talkative_model
 from websockets.asyncio.client import connect
 
@@ -209,6 +210,33 @@ async def until_type(connection, kind: str):
     while (event := await asyncio.wait_for(connection.recv(), 20)).type != kind:
         pass
     return event
+
+
+def test_a_session_whose_results_do_not_come_is_ended():
+    """Clearing waits for the results of commits before it: of a recogniser that stands still, not for ever."""
+    recognizer, may_go_on = make_recognizer(), threading.Event()
+    decode = recognizer.decode
+
+    def stuck(streams):
+        may_go_on.wait(30)
+        return decode(streams)
+
+    recognizer.decode = stuck
+
+    async def test():
+        async with serving(recognizer, idle_seconds=0.5) as (server, port), speaking(port, GENERAL_COMMITS) as client:
+            await append(client, PCM_24[:48_000])
+            await client.input_audio_buffer.commit()
+            await client.input_audio_buffer.clear()
+            try:
+                error = (await until_type(client, "error")).error
+                await until(lambda: server.num_streams == 0)
+            finally:
+                may_go_on.set()
+            return error
+
+    error = run(test)
+    assert error.code == "internal" and "do not come" in error.message
 
 
 SETTINGS = {

@@ -25,6 +25,7 @@ from sumix_stream.serve.protocols.openai_items import Items, dump, event
 from sumix_stream.serve.protocols.openai_session import PCM, Settings, is_flat, options_differ
 from sumix_stream.serve.reading import Client
 from sumix_stream.serve.session import Session
+from sumix_stream.serve.within import within
 
 PATH = "/v1/realtime"
 SUBPROTOCOL = "realtime"
@@ -140,11 +141,22 @@ class RealtimeClient(Client):
         elif session is not None:
             self._discarding = discard
             session.end()
-            await self._ended.wait()
+            await self._until_ended()
         if not self._over:
             self.session, self._sent, self._discarding, self._num_commits = None, 0.0, False, 0
             self._number += 1
             self._ended.clear()
+
+    async def _until_ended(self) -> None:
+        """Wait for the stream's last word. Raises ProtocolError where for `idle_seconds` nothing comes of it."""
+        while not (self._ended.is_set() or self._over):
+            self._audio_accepted.clear()  # meanwhile nobody is idle: it is we who do not read
+            try:
+                await within(self._limits.idle_seconds, self._audio_accepted.wait())
+            except asyncio.TimeoutError:
+                text = "the results of the audio so far do not come; open a new session"
+                raise ProtocolError("internal", text, protocol.INTERNAL) from None
+        self._idle_at = self._loop.time() + self._limits.idle_seconds
 
     def _report_of(self, number: int, events: list[Event]) -> None:
         """From the engine's thread."""
