@@ -134,9 +134,9 @@ def text(
 def page() -> str:
     """The browser's page: one document with its style and its script in it."""
     folder = resources.files("sumix_stream.serve").joinpath("page")
-    html, style, script = (
-        folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
+    names = ("page.html", "page.css", "captions.js", "recordings.js", "page.js")
+    html, style, *scripts = (folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+    script = "".join(scripts)
     return html.replace("<style>page.css<", f"<style>\n{style}<").replace("<script>page.js<", f"<script>\n{script}<")
 
 

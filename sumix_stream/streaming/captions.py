@@ -2,6 +2,9 @@
 
 A caption ends at a pause, at the end of a sentence where one is marked, and before it is too long for its lines or for
 the eye. Widths are columns: a Chinese or Japanese character has two, a mark upon another none.
+
+The server's page has the same rule in JavaScript (serve/page/captions.js). So that no last bit of a float decides,
+spans of time are compared in whole microseconds, and what a cut costs is a whole number of millionths of a caption.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from sumix_stream.search.hypothesis import Word, join_words
 
 _SENTENCE, _CLAUSE = ".!?…。！？．｡؟।။។", ",;:，、；：､،"
 _LINGER = 0.3  # seconds that a caption stays after its last word
+_CAPTION_COST = 1_000_000  # of one more caption
 _SHORTEST = 1.0  # seconds that a caption stays where the next one leaves it so much
 
 
@@ -72,7 +76,7 @@ def paragraphs(words: Sequence[Word], pause: float) -> list[list[Word]]:
     """Words cut where there is none for `pause` seconds."""
     found: list[list[Word]] = []
     for word in words:
-        if not found or word.start - _end(found[-1][-1]) >= pause:
+        if not found or _span(_end(found[-1][-1]), word.start) >= pause:
             found.append([])
         found[-1].append(word)
     return found
@@ -82,14 +86,18 @@ def _end(word: Word) -> float:
     return word.start if word.end is None else max(word.start, word.end)
 
 
+def _span(start: float, end: float) -> float:
+    return round(end - start, 6)
+
+
 def _divide(words: list[Word], style: CaptionStyle) -> list[list[Word]]:
     """Captions of the least cost: few, and cut where speech is. Shortest paths over the places between words."""
-    best, back = [0.0] + [math.inf] * len(words), [0] * (len(words) + 1)
+    best, back = [0] + [math.inf] * len(words), [0] * (len(words) + 1)
     for begin in range(len(words)):
         for end in range(begin + 1, len(words) + 1):
             if end > begin + 1 and not _fits(words[begin:end], style):
                 break
-            cost = best[begin] + 1.0 + _cut_cost(words, end)
+            cost = best[begin] + _CAPTION_COST + _cut_cost(words, end)
             if cost < best[end]:
                 best[end], back[end] = cost, begin
     found, end = [], len(words)
@@ -100,19 +108,19 @@ def _divide(words: list[Word], style: CaptionStyle) -> list[list[Word]]:
 
 
 def _fits(words: list[Word], style: CaptionStyle) -> bool:
-    if _end(words[-1]) - words[0].start > style.max_seconds:
+    if _span(words[0].start, _end(words[-1])) > style.max_seconds:
         return False
     return _break_lines(words, style) is not None
 
 
-def _cut_cost(words: list[Word], place: int) -> float:
+def _cut_cost(words: list[Word], place: int) -> int:
     """Of ending a caption before the word at `place`: nothing at the end of a sentence or at a long gap."""
     if place == len(words):
-        return 0.0
+        return 0
     last = words[place - 1].text[-1:]
-    gap = max(0.0, words[place].start - _end(words[place - 1]))
+    gap = max(0.0, _span(_end(words[place - 1]), words[place].start))
     by_sign = 0.0 if last in _SENTENCE else 0.4 if last in _CLAUSE else 1.0
-    return by_sign * math.exp(-2.0 * gap)
+    return round(_CAPTION_COST * by_sign * math.exp(-2.0 * gap))
 
 
 def _lines(words: list[Word], style: CaptionStyle) -> tuple[str, ...]:

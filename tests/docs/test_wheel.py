@@ -53,7 +53,7 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path: Path):
     assert modules == len([p for f in ("kernels", "sumix_stream") for p in (sources / f).rglob("*.py")]) - 2
     usage = run([sys.executable, installed / "bin" / "sumix", "--help"], empty, installed)
     assert usage.startswith("usage: sumix COMMAND")
-    for path in ("serve/page/page.html", "serve/PROTOCOL.md"):
+    for path in ("serve/page/page.html", "serve/page/captions.js", "serve/PROTOCOL.md"):
         assert (installed / "sumix_stream" / path).is_file()
     assert list(empty.iterdir()) == []
 

@@ -285,6 +285,8 @@ def test_it_works_with_the_keyboard_alone_and_says_what_things_are(browser):
                 ("button", "Start microphone"),
                 ("button", "Copy text"),
                 ("button", "Clear"),
+                ("button", "Save captions (SRT)"),
+                ("button", "Save captions (VTT)"),
                 ("region", "Transcript"),
                 ("log", "Recognised text"),
                 ("meter", "Input level"),

@@ -1,12 +1,12 @@
 "use strict";
 const PATH = "stream", PROTOCOL = 2, LIVE_FORMAT = "s16le", FILE_FORMAT = "f32le";
 const LIVE_SECONDS = 0.05, FILE_SECONDS = 0.25;  // audio in a packet
-const FILE_RATE = 48000;  // of files that do not tell theirs
 const MAX_WAITING = 1 << 18;  // bytes that may wait in the browser while a file is sent
 const KEEP_SECONDS = 60;  // of speech without a final result, to be said again if the connection breaks
 const PAUSES = [0.25, 0.5, 1, 2, 4, 8];  // seconds before each new try to connect
 const PASSING = ["going_away", "internal"];  // errors of the server that a new stream may not meet
 const HISTORY = 60;  // latencies in the curve
+const CAPTIONS = { srt: [toSrt, "application/x-subrip"], vtt: [toVtt, "text/vtt"] };
 const $ = (id) => document.getElementById(id);
 const sleep = (seconds) => new Promise((next) => setTimeout(next, 1000 * seconds));
 // Averages the channels and hands over packets; when told to stop, first what is left and then null.
@@ -34,6 +34,7 @@ const WORKLET = `registerProcessor("tap", class extends AudioWorkletProcessor {
   }
 });`;
 let run = null;  // what is going on now
+let spoken = [], recording = "";  // what captions are made of: the words that stay, of the newest recording; its name
 
 function say(text) { $("state").textContent = text; }
 function complain(text) { $("fault").textContent = text; }
@@ -89,6 +90,29 @@ function show(words, final, offset, streamed) {
   if (below < 40) scrollTo({ top: room.scrollHeight });
 }
 
+// `joined`: no space belongs between these words and those before them.
+function putIntoCaptions(words, offset, joined) {
+  words.forEach(({ text, start, end, space = true }, index) => {
+    const [from, to] = [start, end].map((time) => Math.round(1000 * (offset + time)));
+    spoken.push({ text, start: from, end: to, space: space && !(joined && !index && spoken.length) });
+  });
+  for (const form in CAPTIONS) $(form).disabled = !spoken.length;
+}
+
+function beginCaptions(name) {
+  [spoken, recording] = [[], name];
+  putIntoCaptions([]);
+}
+
+function saveCaptions(form) {
+  const [write, type] = CAPTIONS[form], link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([write(spoken)], { type }));
+  link.download = `${recording}.${form}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  say(`Saved ${link.download}.`);
+}
+
 function showPace(name, figure, about, curve = []) {
   const top = Math.max(0.5, ...curve);
   $("pacename").textContent = name;
@@ -125,8 +149,8 @@ async function explain(known) {
 // One recognition, from the first sample to the last word. A live one outlives its connection: what has no final result
 // yet is kept, and is sent again.
 class Run {
-  constructor(rate, format, live) {
-    Object.assign(this, { rate, format, live, kept: [], sent: 0, total: 0, base: 0, tries: 0, trimmed: false });
+  constructor(rate, format, live, name) {
+    Object.assign(this, { rate, format, live, name, kept: [], sent: 0, total: 0, base: 0, tries: 0, trimmed: false });
     Object.assign(this, { known: false, ready: false, ended: false, over: false, words: [], latencies: [] });
     this.release = async () => {};
     this.asked = { chunk: $("chunk").value, again: $("again").checked };
@@ -169,6 +193,7 @@ class Run {
     if (message.type === "ready") {
       if (message.protocol !== PROTOCOL) complain("This page is older than the server: please reload it.");
       this.socket.send(JSON.stringify(this.start(message.options ?? {})));
+      if (!this.known) beginCaptions(this.name);
       this.known = this.ready = true;
       this.began ??= performance.now();
       if (this.live && !this.ended) say(`Listening. Words come every ${(parseInt(this.asked.chunk) / 1000 || message.chunk_seconds).toFixed(2)} s.`);
@@ -184,10 +209,22 @@ class Run {
       this.tries = 0;
       this.measure(message.decoded);
       if (message.type === "progress") return;
-      this.words = message.type === "final" ? [] : message.words;
-      show(message.words, message.type === "final", offset, message.second_pass ? message.streaming_text : undefined);
-      if (message.type === "final") this.forget(this.base + message.decoded * this.rate);
+      if (message.type === "final") {
+        this.settle(message.words, message.tokens, message.second_pass ? message.streaming_text : undefined);
+        this.forget(this.base + message.decoded * this.rate);
+      } else {
+        this.words = message.words;
+        show(message.words, false, offset);
+      }
     }
+  }
+
+  // Words that stay become a line of text, and go into the captions.
+  settle(words, tokens = [], streamed = undefined) {
+    const offset = this.base / this.rate;
+    this.words = [];
+    show(words, true, offset, streamed);
+    putIntoCaptions(words, offset, tokens.length > 0 && !tokens[0].startsWith("▁"));
   }
 
   measure(decoded) {
@@ -251,7 +288,7 @@ class Run {
     say("The connection broke. Trying again; what is said is kept.");
     await sleep(PAUSES[this.tries++]);
     if (this.over) return;
-    if (this.trimmed) show(this.words, true, this.base / this.rate);  // too long ago to be said again
+    if (this.trimmed) this.settle(this.words);  // too long ago to be said again
     this.base = this.kept.length ? this.kept[0].start : this.total;
     this.sent = 0;
     this.connect();
@@ -259,7 +296,7 @@ class Run {
 
   finish(text = "Stopped.") {
     if (this.over) return;
-    if (this.words.length) show(this.words, true, this.base / this.rate);  // better than nothing
+    if (this.words.length) this.settle(this.words);  // better than nothing
     this.over = true;
     this.ready = false;
     this.release();
@@ -284,7 +321,7 @@ async function talk() {
     return;
   }
   const context = new AudioContext();  // at its own rate: the server resamples, in the same way for every client
-  const mine = new Run(context.sampleRate, LIVE_FORMAT, true);
+  const mine = new Run(context.sampleRate, LIVE_FORMAT, true, "speech");
   let media, tap;
   const release = () => {
     media?.getTracks().forEach((track) => track.stop());
@@ -323,42 +360,12 @@ async function talk() {
   await mine.connect();
 }
 
-// {rate, bits} of a WAV or FLAC file: at its own rate the browser need not resample it, and the server hears the file.
-function headerOf(buffer) {
-  const view = new DataView(buffer), bytes = new Uint8Array(buffer);
-  const tag = (at) => String.fromCharCode(...bytes.subarray(at, at + 4));
-  if (tag(0) === "fLaC" && bytes.length > 22) return { rate: view.getUint32(18) >>> 12, bits: (view.getUint16(20) >>> 4 & 31) + 1 };
-  for (let at = 12; tag(0) === "RIFF" && at + 24 <= bytes.length; at += 8 + 2 * Math.ceil(view.getUint32(at + 4, true) / 2)) {
-    if (tag(at) === "fmt ") return { rate: view.getUint32(at + 12, true), bits: view.getUint16(at + 22, true) };
-  }
-  return { rate: FILE_RATE, bits: 0 };
-}
-
-// Some browsers divide positive 16-bit samples by 32767, negative ones by 32768. What the file holds is a 32768th of an
-// integer; the divisor that leaves integers is the one.
-function exact(samples) {
-  const some = samples.subarray(0, 1 << 20);
-  const misfit = (scale) => some.reduce((sum, v) => v > 0 ? sum + Math.abs(scale * v - Math.round(scale * v)) : sum, 0);
-  const scale = misfit(32767) < misfit(32768) ? 32767 : 32768;
-  return samples.map((value) => Math.round((value > 0 ? scale : 32768) * value) / 32768);
-}
-
-async function decode(buffer, { rate, bits }) {
-  const sound = await new OfflineAudioContext(1, 1, rate).decodeAudioData(buffer);
-  const mono = new Float32Array(sound.length);
-  for (let c = 0; c < sound.numberOfChannels; c++) {
-    const channel = bits === 16 ? exact(sound.getChannelData(c)) : sound.getChannelData(c);
-    for (let i = 0; i < mono.length; i++) mono[i] += channel[i] / sound.numberOfChannels;
-  }
-  return mono;
-}
-
 async function play(file) {
   if (!file) return;
   complain("");
   if (run) { complain("Please stop what is going on first."); return; }
   say(`Reading ${file.name}.`);
-  const mine = new Run(FILE_RATE, FILE_FORMAT, false);
+  const mine = new Run(FILE_RATE, FILE_FORMAT, false, file.name.replace(/\.[^.]*$/, "") || "recording");
   let samples;
   try {
     const buffer = await file.arrayBuffer(), header = headerOf(buffer);
@@ -386,6 +393,7 @@ $("file").onchange = (event) => { play(event.target.files[0]); event.target.valu
 $("clear").onclick = () => {
   $("final").replaceChildren();
   $("partial").replaceChildren();
+  beginCaptions(recording);
   complain("");
   if (!run) say("Ready.");
 };
@@ -393,6 +401,7 @@ $("copy").onclick = async () => {
   const text = [...$("final").children, $("partial")].map((line) => line.textContent).join("\n").trim();
   try { await navigator.clipboard.writeText(text); say("Copied."); } catch { complain("The browser does not let this page copy."); }
 };
+for (const form in CAPTIONS) $(form).onclick = () => saveCaptions(form);
 for (const name of ["dragover", "drop", "dragleave"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
