@@ -32,6 +32,8 @@ def arguments() -> argparse.Namespace:
     add("--max-seconds", default=14_400.0, type=float, help="seconds of audio and time a stream; default 14400")
     add("--max-bytes", default=1 << 31, type=int, help="bytes of audio a stream; default 2 GiB")
     add("--idle-seconds", default=30.0, type=float, help="seconds without audio that end a stream; default 30")
+    held = "seconds without audio that a client's keepalives may bridge; default 600"
+    add("--keepalive-seconds", default=600.0, type=float, help=held)
     add("--drain-seconds", default=30.0, type=float, help="seconds that open streams have after SIGTERM; default 30")
     add("--max-upload-bytes", default=100 << 20, type=int, help="bytes of an uploaded recording; default 100 MiB")
     add("--max-upload-seconds", default=7_200.0, type=float, help="seconds of audio in one; default 7200")
@@ -72,6 +74,7 @@ def main(args: argparse.Namespace) -> int:
         max_upload_bytes=args.max_upload_bytes,
         max_upload_seconds=args.max_upload_seconds,
         max_uploads=args.max_uploads,
+        keepalive_seconds=args.keepalive_seconds,
     )
     access = commands.make_access(
         args.token,

@@ -28,6 +28,7 @@ class Limits:
     max_upload_seconds: float = 7_200.0  # of audio in it
     upload_seconds: float = 600.0  # until the whole of it has come
     max_uploads: int = 8  # recordings at a time; they take a stream each
+    keepalive_seconds: float = 600.0  # that keepalives may hold a stream without audio, which earns it at `least_rate`
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -144,6 +144,7 @@ class Client:
         self._audio_accepted.set()
         self._idle_at = self._loop.time() + limits.idle_seconds
         self._deadline = self._loop.time() + limits.max_seconds
+        self._bridged_until = self._loop.time() + limits.keepalive_seconds  # by keepalives at most
         self._over = False  # a fault was found: nothing more is of use
 
     def greet(self) -> None:
@@ -189,7 +190,10 @@ class Client:
             text = f"a stream may last at most {limits.max_seconds:g} seconds"
             self._end_with(ProtocolError("too_long", text, protocol.POLICY))
         elif now >= self._idle_at:
-            text = f"no audio for {limits.idle_seconds:g} seconds, or less than {limits.least_rate:.0%} of the time"
+            silence = f"no audio for {limits.idle_seconds:g} seconds"
+            if now >= self._bridged_until:
+                silence += f" beyond the {limits.keepalive_seconds:g} that keepalives may bridge"
+            text = f"{silence}, or less than {limits.least_rate:.0%} of the time"
             self._end_after_last_words(ProtocolError("idle", text, protocol.POLICY))
         else:
             due = min(self._deadline, self._idle_at)
@@ -261,7 +265,8 @@ class Client:
         if kind == "start":
             self._start(content)
         elif kind == "keepalive":
-            self._idle_at = self._loop.time() + self._limits.idle_seconds
+            later = self._loop.time() + self._limits.idle_seconds
+            self._idle_at = max(self._idle_at, min(later, self._bridged_until))
         elif not self._open().commit():
             fault = "too many commits wait for their results: wait for some first"
             raise ProtocolError("bad_message", fault, protocol.BAD_MESSAGE)
@@ -292,7 +297,9 @@ class Client:
             raise ProtocolError("too_long", f"a stream may have at most {allowed} of audio", protocol.POLICY)
         if len(samples):
             now = self._loop.time()
-            self._idle_at = min(now + limits.idle_seconds, self._idle_at + seconds / limits.least_rate)
+            earned = seconds / limits.least_rate
+            self._idle_at = min(now + limits.idle_seconds, self._idle_at + earned)
+            self._bridged_until = min(now + limits.keepalive_seconds, max(now, self._bridged_until) + earned)
             if not self._spend(seconds):
                 raise ProtocolError("quota", "the day's seconds of audio of this token are used up", protocol.POLICY)
             (self.session or self._open()).push(samples)

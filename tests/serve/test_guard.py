@@ -1,6 +1,7 @@
 """What a connection costs is bounded, whatever it sends: before it is let in, in frames, in replies nobody reads."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from conftest import ROOT
 from serving import PCM, RATE, expected, healthy, make_recognizer, run, serving, until, uri
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.frames import Frame, Opcode
 from wyoming.audio import AudioChunk, AudioStart
 from wyoming.event import async_write_event
@@ -263,6 +265,37 @@ def test_a_whisper_does_not_hold_a_slot():
                     await asyncio.sleep(0.05)
                 await client.send('{"type": "end"}')
                 assert json.loads([message async for message in client][-1])["type"] == "done"
+
+    run(test)
+
+
+def test_keepalives_alone_do_not_hold_a_slot():
+    """Neither with a sample now and then; with audio between them, as much as is asked of anybody, they do."""
+    limits = {"idle_seconds": 1.0, "keepalive_seconds": 2.0, "least_rate": 0.1}
+
+    async def test():
+        async with serving(**limits) as (server, port):
+            async with connect(uri(port)) as client:
+                with pytest.raises(ConnectionClosedError):
+                    for _ in range(200):
+                        await client.send('{"type": "keepalive"}')
+                        await client.send(b"\0\0")
+                        await asyncio.sleep(0.05)
+                messages = []
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        messages.append(json.loads(await client.recv()))
+                assert (messages[-1]["code"], client.close_code) == ("idle", 1008)
+                assert "2 that keepalives may bridge" in messages[-1]["message"]
+            async with connect(uri(port)) as client:
+                for _ in range(4):
+                    await client.send(PCM[:6_400].tobytes())  # 0.4 s earn 4
+                    for _ in range(6):
+                        await asyncio.sleep(0.2)
+                        await client.send('{"type": "keepalive"}')
+                await client.send('{"type": "end"}')
+                assert json.loads([message async for message in client][-1])["type"] == "done"
+            assert server.metrics.value("sumix_errors_total", code="idle") == 1
 
     run(test)
 
