@@ -50,6 +50,8 @@ class Front(asyncio.Protocol):
         websocket: makes its connection.
     """
 
+    may_half_close = False  # neither a websocket's client nor HTTP's: who closes its side has gone
+
     def __init__(self, owner: Owner, protocol: ServerProtocol, websocket: Callable[[], GuardedConnection]) -> None:
         self.protocol = protocol
         self.grant: Grant | None = None

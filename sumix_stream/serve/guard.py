@@ -7,13 +7,12 @@ bytes wait with the sender.
 from __future__ import annotations
 
 import asyncio
-import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from websockets.protocol import State
 
+from sumix_stream.serve.departures import is_reset
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.reading import DirectConnection
 
@@ -21,17 +20,6 @@ _WHOLE_BINARY = 0x82  # the first byte of a frame of audio, as a rule
 _TINY = 64  # bytes: a frame with fewer carries 2 ms of audio or none
 _OTHER_COST = 4  # in frames, of one that is tiny or of another kind: they go the library's way
 _PAUSE_SECONDS = 0.1  # that a connection without budget is not read
-_TCP_CLOSE = 7  # of Linux's tcp_info.tcpi_state
-
-
-def is_reset(transport: asyncio.BaseTransport) -> bool:
-    """Whether the client has reset the connection; where nobody reads or writes, nothing else notices."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    if sys.platform == "linux":
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 class FrameBudget:

@@ -20,11 +20,12 @@ from websockets.server import ServerProtocol
 
 from sumix_stream.serve import http, pages, protocol
 from sumix_stream.serve.access import ANYBODY, Access, Account, Asked, Grant, Refusal
+from sumix_stream.serve.departures import Departures
 from sumix_stream.serve.descriptors import within_open_files
 from sumix_stream.serve.engine import Engine
 from sumix_stream.serve.events import EventKind
 from sumix_stream.serve.front import Front, Owner
-from sumix_stream.serve.guard import GuardedConnection, is_reset
+from sumix_stream.serve.guard import GuardedConnection
 from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.logs import log_event
 from sumix_stream.serve.metrics import Metrics
@@ -95,6 +96,7 @@ class Server:
         self._admitted: set[Connected] = set()  # from before the upgrade until the socket is closed
         self._sockets: set[Connected] = set()
         self._waiting: dict[Connected, None] = {}  # that do not stream, oldest first
+        self._departures = Departures(self.limits.idle_seconds)
         self._clients: set[Client] = set()
         self.metrics.workers.set_function(lambda: self._engine.num_responsive)
         self.metrics.connections.set_function(lambda: len(self._sockets))
@@ -240,9 +242,7 @@ class Server:
 
     def _drop_the_gone(self) -> None:
         """Nobody reads from a client whose audio waits: that it has gone must be looked for, or it keeps its place."""
-        for connection in list(self._admitted):
-            if not connection.transport.is_closing() and is_reset(connection.transport):
-                connection.transport.abort()
+        self._departures.look(self._admitted)
         self._look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._drop_the_gone)
 
     def leave(self, connection: Connected) -> None:

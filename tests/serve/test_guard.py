@@ -1,6 +1,7 @@
 """What a connection costs is bounded, whatever it sends: before it is let in, in frames, in replies nobody reads."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -19,16 +20,18 @@ from serving import PCM, RATE, expected, healthy, make_recognizer, run, serving,
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.frames import Frame, Opcode
-from wyoming.audio import AudioChunk, AudioStart
+from wyoming.audio import AudioStart
 from wyoming.event import async_write_event
 
 from sumix_stream.serve.client import ServerError, transcribe
+from sumix_stream.serve.departures import has_ended_sending
 from sumix_stream.serve.guard import FrameBudget, GuardedConnection
-from sumix_stream.serve.protocols.listener import Address
+from sumix_stream.serve.protocols.listener import Address, Connected
 from sumix_stream.serve.protocols.sherpa import Sherpa
 from sumix_stream.serve.protocols.vosk import Vosk
 from sumix_stream.serve.protocols.wyoming import Wyoming
 from sumix_stream.serve.reading import Client
+from sumix_stream.serve.server import Server
 from sumix_stream.serve.sniffing import compressed
 
 EMPTY = {"ping": b"\x89\x80", "pong": b"\x8a\x80", "message": b"\x82\x80", "fragment": b"\x00\x80"}
@@ -80,9 +83,11 @@ def test_a_budget_that_is_spent_fills_again():
     assert budget.take(large * 1000) == 100 * len(large), "no more than a second's"
 
 
-async def attacker(port: int, behind: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def attacker(
+    port: int, behind: bytes = b"", path: str = "/stream"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(REQUEST.format(port).encode() + behind)
+    writer.write(REQUEST.format(port).replace("/stream", path).encode() + behind)
     assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 
@@ -109,9 +114,7 @@ def test_empty_frames_are_read_no_faster_than_a_few_hundred_a_second(monkeypatch
             await healthy(port)
             assert all(0 < len(connection._held) <= 512 * 1024 for connection in hostile)
             for writer in writers:
-                linger = struct.pack("ii", 1, 0)  # a reset: it is noticed though nobody reads
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                writer.transport.abort()
+                leave(writer, "RST")  # it is noticed though nobody reads
             await until(lambda: server.num_streams == 0)
 
     began = time.monotonic()
@@ -330,8 +333,58 @@ def test_a_file_ends_the_stream_and_samples_do_not():
     run(test)
 
 
-def test_who_is_gone_while_the_server_does_not_read_loses_the_place():
-    """Of every protocol: seconds of audio wait for a recogniser that stands still, so that no read finds the reset."""
+SECOND = np.zeros(RATE, np.int16).tobytes()
+
+
+async def begin(port: int, kind: str) -> tuple[asyncio.StreamWriter, bytes]:
+    """A new stream, and a second of audio as it takes it."""
+    if kind == "wyoming":
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await async_write_event(AudioStart(RATE, 2, 1).event(), writer)
+        return writer, wyoming_chunk(SECOND)
+    _, writer = await attacker(port, path="/v1/realtime" if kind == "openai" else "/stream")
+    if kind == "vosk":
+        writer.write(Frame(Opcode.TEXT, b'{"config": {"sample_rate": 16000}}').serialize(mask=True))
+    append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(SECOND).decode()}).encode()
+    frame = Frame(Opcode.TEXT, append) if kind == "openai" else Frame(Opcode.BINARY, SECOND)
+    return writer, frame.serialize(mask=True)
+
+
+def wyoming_chunk(pcm: bytes) -> bytes:
+    head = {"type": "audio-chunk", "data": {"rate": RATE, "width": 2, "channels": 1}, "payload_length": len(pcm)}
+    return json.dumps(head).encode() + b"\n" + pcm
+
+
+async def flood(server: Server, port: int, kind: str) -> tuple[Connected, asyncio.StreamWriter]:
+    """A stream that sends audio until the server reads no more of it: the server's end of it, and the client's."""
+    before = set(server._admitted)
+    writer, second = await begin(port, kind)
+    writer.transport.set_write_buffer_limits(0)
+    await until(lambda: len(server._admitted) > len(before))
+    (connection,) = server._admitted - before
+    for _ in range(60):
+        writer.write(second)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        if not connection.transport.is_reading():
+            return connection, writer
+    raise AssertionError("all of it was read")
+
+
+def leave(writer: asyncio.StreamWriter, how: str) -> None:
+    if how == "FIN":
+        writer.write_eof()
+        return
+    linger = struct.pack("ii", 1, 0)  # a close is a reset then
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("how", ["RST", "FIN"])
+def test_who_is_gone_while_the_server_does_not_read_loses_the_place(how):
+    """Of every protocol: seconds of audio wait for a recogniser that stands still, so that no read finds the end."""
+    if how == "FIN" and sys.platform != "linux":
+        pytest.skip("only Linux tells of a FIN behind bytes that nobody has read")
     recognizer, may_go_on = make_recognizer(), threading.Event()
     decode = recognizer.decode
 
@@ -339,37 +392,26 @@ def test_who_is_gone_while_the_server_does_not_read_loses_the_place():
         may_go_on.wait(30)
         return decode(streams)
 
-    second = np.zeros(RATE, np.int16).tobytes()
-    audio = {"chunk": AudioChunk(RATE, 2, 1, second).event(), "start": AudioStart(RATE, 2, 1).event()}
-
-    async def flood(port: int, kind: str) -> asyncio.StreamWriter:
-        if kind == "wyoming":
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            for event in (audio["start"], *[audio["chunk"]] * 20):
-                await async_write_event(event, writer)
-            return writer
-        _, writer = await attacker(port)
-        config = [Frame(Opcode.TEXT, b'{"config": {"sample_rate": 16000}}')] if kind == "vosk" else []
-        for frame in (*config, *[Frame(Opcode.BINARY, second)] * 20):
-            writer.write(frame.serialize(mask=True))
-        return writer
-
     async def test():
         listeners = [kind(Address("127.0.0.1", 0)) for kind in (Vosk, Sherpa)]
         listeners.append(Wyoming(Address("127.0.0.1", 0), "talkative", ["en"]))
-        async with serving(recognizer, listeners=listeners, pending_seconds=1.0) as (server, port):
+        limits = {"pending_seconds": 1.0, "idle_seconds": 2.0}
+        async with serving(recognizer, listeners=listeners, **limits) as (server, port):
             recognizer.decode = stuck
-            ports = {"sumix": port} | {listening.name: listening.address.port for listening in listeners}
-            writers = [await flood(to, kind) for kind, to in ports.items()]
-            await until(lambda: server.num_streams == len(ports))
-            await asyncio.sleep(0.5)
-            for writer in writers:
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
+            ports = {"sumix": port, "openai": port}
+            ports |= {listening.name: listening.address.port for listening in listeners}
             try:
+                streams = [await flood(server, to, kind) for kind, to in ports.items()]
+                assert server.num_streams == len(ports)
+                for connection, writer in streams:
+                    leave(writer, how)
+                    if how == "FIN":
+                        assert has_ended_sending(connection.transport) and not connection.transport.is_reading()
                 await until(lambda: server.num_streams == 0)
             finally:
                 may_go_on.set()
+            for _, writer in streams:
+                writer.transport.abort()
             recognizer.decode = decode
             await healthy(port)
 

@@ -110,21 +110,35 @@ def test_every_upload_that_is_wrong_has_its_answer_and_leaves_nothing():
 
 
 def test_clients_that_go_away_leave_nothing():
-    """Amid the form, while it is decoded, while it is recognised, while it is streamed."""
+    """Amid the form, while it is decoded, while it is recognised, while it is streamed; an end of sending counts."""
     long = file_of((sound(60.0) * 32767).astype(np.int16))[1]
     body, others = MODEL + field("stream", b"true") + FILE + long + END, children()
     request = head(len(body)) + body
 
-    async def leave(port: int, data: bytes, seconds: float) -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def leave(port: int, data: bytes, seconds: float | None) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(data)
         await writer.drain()
-        await asyncio.sleep(seconds)
+        if seconds is None:
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                assert b"transcript.text.done" not in await asyncio.wait_for(reader.read(), 20)
+        else:
+            await asyncio.sleep(seconds)
         writer.transport.abort()
 
     async def test():
         async with serving() as (server, port):
-            cuts = [(100, 0.0), (len(request) // 2, 0.1), (len(request), 0.0), (len(request), 0.4), (len(request), 1.0)]
+            size = len(request)
+            cuts = [
+                (100, 0.0),
+                (size // 2, 0.1),
+                (size, 0.0),
+                (size, 0.4),
+                (size, 1.0),
+                (size // 2, None),
+                (size, None),
+            ]
             await asyncio.gather(*(leave(port, request[:size], seconds) for size, seconds in cuts))
             await until(lambda: server.num_streams == server.num_sessions == 0)
             await until(lambda: not children() - others)

@@ -204,6 +204,30 @@ def test_who_finds_no_place_hears_why_and_places_come_back():
     run(test)
 
 
+def test_who_ends_sending_after_the_last_event_gets_the_transcript():
+    """Amid an utterance it is a hang-up."""
+
+    async def test():
+        listening = listener()
+        async with serving(listeners=[listening]) as (server, _):
+            chunk = line("audio-chunk", FORM, PCM.tobytes())
+            async with client_of(listening) as client:
+                client._writer.write(START + chunk + line("audio-stop"))
+                client._writer.write_eof()
+                events = []
+                while (event := await client.read_event()) is not None:
+                    events.append(event)
+            async with client_of(listening) as client:
+                client._writer.write(START + chunk)
+                client._writer.write_eof()
+                while (event := await client.read_event()) is not None:
+                    assert event.type != "transcript"
+            await until(lambda: server.num_streams == 0)
+            return events
+
+    assert wyoming_transcript(run(test)) == ALONE
+
+
 def test_floods_and_slow_readers_stay_bounded():
     """Pings without end, some of whose senders never read an answer, and a crowd that says nothing."""
 

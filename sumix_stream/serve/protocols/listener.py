@@ -53,6 +53,7 @@ class Connected(Protocol):
     grant: Grant | None  # its place among the streams, once it has had one
     protocol_name: str
     dropped: bool  # its reader was too slow
+    may_half_close: bool  # a client that has closed its side may wait for results, `idle_seconds` at most
 
 
 class Talk(Protocol):

@@ -93,6 +93,7 @@ class WyomingTalk:
     """One connection. It has a place among the streams from `audio-start` to the transcript."""
 
     protocol_name = Wyoming.name
+    may_half_close = True
 
     def __init__(self, listener: Wyoming, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.server, self.transport = listener.server, writer.transport
