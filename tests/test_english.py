@@ -54,11 +54,13 @@ def test_a_page_of_all_rows_that_goes_on_where_it_was_stopped(evaluate, monkeypa
     for path in (cuts, lm, tmp_path / "cuts_other.jsonl.gz"):
         path.write_bytes(b"x")
     given = ["--checkpoint", exp, "--cuts", cuts, "--ngram", lm, "--sets", tmp_path / "cuts_other.jsonl.gz"]
+    given += ["--blank-penalty", "1"]
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, given)])
     ran: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", fake_run(ran, monkeypatch))
     assert evaluate.main() == 0
     assert len(ran) == 13 + 4 + 4 + 3 + 2, "contexts, beam, n-gram, second pass, the other set"
+    assert all(("--beam" in command) == ("--blank-penalty" in command) for command in ran)
     page = (exp / "english" / "RESULTS.md").read_text()
     assert "| 320ms | 1.00 | 2.00 | 3.00 | 4.00 |" in page and "Full context: 13.00 (12.00 to 14.00)." in page
     assert "| chunk | greedy | beam 4 | beam 4, n-gram | second pass |" in page
