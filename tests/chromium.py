@@ -34,6 +34,7 @@ class Browser(NamedTuple):
 
     port: int  # of its DevTools, on loopback
     path: str  # of the whole browser's websocket
+    microphone: Path | None  # the WAV file that it plays
 
 
 @contextlib.contextmanager
@@ -49,15 +50,15 @@ def chromium(microphone: Path | None = None) -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"]
         with running(command) as process:
-            yield _wait_for(process, Path(profile) / "DevToolsActivePort")
+            yield Browser(*_wait_for(process, Path(profile) / "DevToolsActivePort"), microphone)
 
 
-def _wait_for(process: subprocess.Popen, file: Path) -> Browser:
+def _wait_for(process: subprocess.Popen, file: Path) -> tuple[int, str]:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(FileNotFoundError, ValueError):
             port, path = file.read_text().splitlines()
-            return Browser(int(port), path)
+            return int(port), path
         time.sleep(0.05)
     raise RuntimeError(f"{PROGRAM} did not start (exit status {process.poll()})")
 

@@ -6,24 +6,19 @@ From the repository's root, on a trained model and real recordings, all of them 
 """
 
 import argparse
-import asyncio
-import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import chromium
 import numpy as np
-import soundfile
 import stock_sherpa
-from foreign_clients import sherpa_results, vosk_answers, wyoming_events, wyoming_transcript
-from openai_client import file_of, transcribed
-from serving import RATE, serving, uri
+from every_client import Clients, Tokens, at_24_khz, browser_with_microphone, int16, letters, marked
+from serving import RATE
 from textbook import transcribe_masked
-from wyoming.client import AsyncTcpClient
 
 import sumix_stream as sx
 from sumix_stream.audio import check_samples, read_audio, resample
@@ -33,22 +28,14 @@ from sumix_stream.export.export import FORMATS
 from sumix_stream.features import whole_fbank
 from sumix_stream.search.hypothesis import Hypothesis
 from sumix_stream.search.options import SearchOptions
-from sumix_stream.serve.client import transcribe
-from sumix_stream.serve.protocols.listener import Address, Listener
-from sumix_stream.serve.protocols.sherpa import Sherpa
-from sumix_stream.serve.protocols.vosk import Vosk
-from sumix_stream.serve.protocols.wyoming import Wyoming
 from sumix_stream.streaming.endpointing import Endpointing
 from sumix_stream.streaming.recognizer import Recognizer
-from sumix_stream.streaming.stream import Stream, StreamingRecognizer
+from sumix_stream.streaming.stream import StreamingRecognizer
 
 FORMAT = FORMATS["sherpa-onnx"]
 SEARCH = SearchOptions(max_symbols=stock_sherpa.MAX_SYMBOLS)
 SECONDS = (0.3, 0.7, 2.0, 7.5, 20.0, 60.0, 300.0)
 PUSHES = (1, 33, 1600, 7, 160_000, 4801, 333)  # samples, in turn
-SPACE, MARK = " ", "▁"  # sherpa-onnx shows the mark of a word's beginning as a space
-
-Tokens = list[str]
 
 
 class Row(NamedTuple):
@@ -83,9 +70,9 @@ class Ways:
             found.append([piece for piece, time in zip(self._pieces(whole), whole.timestamps) if time < end - 1e-6])
         return found
 
-    def whole_ids(self) -> list[list[int]]:
-        """The same as numbers."""
-        return [list(self._transcribe([samples])[0].tokens) for samples in self.floats]
+    def texts(self) -> list[Tokens]:
+        """The masked forward's text: letters."""
+        return [letters(self._transcribe([samples])[0].text) for samples in self.floats]
 
     def _transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Hypothesis]:
         return transcribe_masked(self.recognizer.model, self.recognizer.tokenizer, waveforms, self.context, SEARCH)
@@ -133,154 +120,38 @@ class Ways:
         return [[self.recognizer.tokenizer.piece(token) for token in tokens] for tokens in found]
 
     def stock_python(self) -> list[Tokens]:
-        return _marked(stock_sherpa.recognise(self.bundle, self.padded)[0])
+        return marked(stock_sherpa.recognise(self.bundle, self.padded)[0])
 
     def stock_cpp(self) -> list[Tokens]:
         with stock_sherpa.stock_server(self.bundle) as port:
-            return _marked(stock_sherpa.ask(port, self.padded, 600))
-
-    def ours(self, model: Recognizer | None = None) -> list[Tokens]:
-        """Our server, a connection for each utterance at once, with endpoints."""
-
-        async def all_together() -> list[Tokens]:
-            async with serving(self.streaming(model)) as (_, port):
-                sizes = (0.1, 0.37, 1.0, 0.02)
-                asked = (
-                    transcribe(uri(port), samples, packet_seconds=sizes[i % len(sizes)])
-                    for i, samples in enumerate(self.audio)
-                )
-                found = await asyncio.gather(*asked)
-            return [[piece for final in one.segments for piece in final["tokens"]] for one in found]
-
-        return asyncio.run(all_together())
+            return marked(stock_sherpa.ask(port, self.padded, 600))
 
     def ours_bundle(self) -> list[Tokens]:
-        return self.ours(sx.load(self.bundle))
+        """Our server with the bundle for a model."""
+        return self.clients(sx.load(self.bundle)).ask_ours()
 
-    def sherpa_port(self) -> list[Tokens]:
-        """Our server's port for clients of sherpa-onnx."""
+    def served(self, browser: chromium.Browser | None) -> dict[str, list]:
+        """Our server, and its clients of every protocol."""
+        return self.clients().ask(browser)
 
-        async def one(port: int, samples: np.ndarray) -> Tokens:
-            results = await sherpa_results(port, samples.astype("<f4"))
-            return [token for result in results if result["is_final"] for token in result["tokens"]]
+    def clients(self, recognizer: Recognizer | None = None) -> Clients:
+        return Clients(self.streaming(recognizer), self.audio)
 
-        return _marked(self._at(Sherpa, one, self.floats))
+    def microphone(self, browser: chromium.Browser, longest: float) -> tuple[list[Tokens | None], list[Tokens | None]]:
+        """The page, its microphone playing the utterance; and the masked forward of what came of it, which the browser
+        has resampled. None for utterances of more than `longest` seconds."""
+        found = self.clients().speak(browser, longest)
+        told = [None if one is None else one.tokens for one in found]
+        return told, [None if one is None else self._pieces(self._heard(one.samples, one.rate)) for one in found]
 
-    def vosk_port(self) -> list[Tokens]:
-        """The same for those of vosk-server, which are told texts."""
+    def realtime_expected(self) -> list[str]:
+        """The masked forward of what the server resamples from 24 kHz: texts."""
+        return [self._heard(at_24_khz(samples), 24_000).text for samples in self.audio]
 
-        async def one(port: int, samples: np.ndarray) -> Tokens:
-            return letters(" ".join(answer.get("text", "") for answer in await vosk_answers(port, samples)))
-
-        return self._at(Vosk, one, self.audio)
-
-    def wyoming_port(self) -> list[Tokens]:
-        """The same for PyPI's client of Wyoming."""
-
-        async def one(port: int, samples: np.ndarray) -> Tokens:
-            async with AsyncTcpClient("127.0.0.1", port) as client:
-                return letters(wyoming_transcript(await wyoming_events(client, samples)))
-
-        return self._at(Wyoming, one, self.audio)
-
-    def openai(self) -> list[Tokens]:
-        """Our server's API for the `openai` SDK, one recording after the other."""
-
-        async def one_by_one() -> list[Tokens]:
-            found = []
-            async with serving(self.streaming()) as (_, port):
-                for samples in self.audio:
-                    told = await transcribed(port, file_of(samples), response_format="verbose_json")
-                    found.append([piece for segment in told.segments for piece in map(self._piece, segment.tokens)])
-            return found
-
-        return asyncio.run(one_by_one())
-
-    def _piece(self, token: int) -> str:
-        return self.recognizer.tokenizer.piece(token)
-
-    def _at(self, kind: type[Listener], ask: Callable, audio: Sequence[np.ndarray]) -> list[Tokens]:
-        """What `ask(port, samples)` gives for all utterances at once, at a port of this kind."""
-
-        async def all_together() -> list[Tokens]:
-            listening = kind(Address("127.0.0.1", 0))
-            async with serving(self.streaming(), listeners=[listening]):
-                return await asyncio.gather(*(ask(listening.address.port, samples) for samples in audio))
-
-        return asyncio.run(all_together())
-
-    def page(self, browser: chromium.Browser) -> list[Tokens]:
-        """The browser's page, given the utterance as a file. Raises AssertionError where it shows other words than it
-        was sent."""
-
-        async def one_by_one() -> list[Tokens]:
-            found = []
-            with tempfile.TemporaryDirectory() as folder:
-                async with serving(self.streaming()) as (_, port):
-                    for i, samples in enumerate(self.audio):
-                        soundfile.write(f"{folder}/{i}.wav", samples, RATE)
-                        async with chromium.tab(browser, f"http://127.0.0.1:{port}/") as page:
-                            found.append(await _drop(page, Path(f"{folder}/{i}.wav")))
-            return found
-
-        return asyncio.run(one_by_one())
-
-    def microphone(self, longest: float) -> tuple[list[Tokens | None], list[Tokens | None]]:
-        """The page, its microphone playing the utterance; and the masked forward of the samples that came of it, which
-        the browser has resampled. None for utterances of more than `longest` seconds: they take as long as they are."""
-        recognizer, heard = self.streaming(), []
-        accept = recognizer.accept_waveform
-
-        def listen(stream: Stream, rate: int, samples: np.ndarray) -> None:
-            heard.append((rate, samples))
-            accept(stream, rate, samples)
-
-        recognizer.accept_waveform = listen
-        found, expected = [], []
-
-        async def one_by_one(browser: chromium.Browser, wav: Path) -> None:
-            async with serving(recognizer) as (_, port):
-                for samples in self.audio:
-                    if len(samples) > longest * RATE:
-                        found.append(None)
-                        expected.append(None)
-                        continue
-                    heard.clear()
-                    soundfile.write(wav, np.concatenate([samples, np.zeros(RATE // 2, np.int16)]), RATE)
-                    async with chromium.tab(browser, f"http://127.0.0.1:{port}/") as page:
-                        found.append(await _speak(page, len(samples) / RATE))
-                    pcm = check_samples(np.concatenate([part for _, part in heard]), heard[0][0])
-                    (whole,) = self._transcribe([resample(pcm, heard[0][0])])
-                    expected.append(self._pieces(whole))
-
-        with tempfile.TemporaryDirectory() as folder:
-            wav = Path(folder) / "speech.wav"
-            with chromium.chromium(microphone=wav) as browser:
-                asyncio.run(one_by_one(browser, wav))
-        return found, expected
-
-
-async def _speak(page: chromium.Page, seconds: float) -> Tokens:
-    await page.call("Network.enable")
-    await page.evaluate("document.getElementById('talk').click()")
-    await page.until("document.getElementById('state').textContent.startsWith('Listening')")
-    await asyncio.sleep(seconds + 0.3)
-    await page.evaluate("document.getElementById('talk').click()")
-    return await _result(page)
-
-
-async def _drop(page: chromium.Page, path: Path) -> Tokens:
-    await page.call("Network.enable")
-    await page.drop_file(path, 300, 400)
-    return await _result(page)
-
-
-async def _result(page: chromium.Page) -> Tokens:
-    await page.until("document.getElementById('state').textContent.startsWith('Done')", 600)
-    finals = [message for message in map(json.loads, page.received) if message["type"] == "final"]
-    shown = await page.evaluate("[...document.querySelectorAll('#final .w')].map(word => word.textContent)")
-    assert shown == [word["text"] for final in finals for word in final["words"]]
-    return [piece for final in finals for piece in final["tokens"]]
+    def _heard(self, samples: np.ndarray, rate: int) -> Hypothesis:
+        """The masked forward of samples of another rate, resampled as streams are."""
+        (whole,) = self._transcribe([resample(check_samples(samples, rate), rate)])
+        return whole
 
 
 def _odd(samples: np.ndarray, first: int) -> Iterator[np.ndarray]:
@@ -293,15 +164,6 @@ def _odd(samples: np.ndarray, first: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def letters(text: str) -> Tokens:
-    """A text for comparison: where a segment ends amid a word, texts have a space that tokens have not."""
-    return list(text.replace(" ", ""))
-
-
-def _marked(found: Sequence[Tokens]) -> list[Tokens]:
-    return [[piece.replace(SPACE, MARK) for piece in tokens] for tokens in found]
-
-
 def compare(
     recognizer: Recognizer,
     context: ChunkContext,
@@ -310,9 +172,11 @@ def compare(
     longest: float = 20.0,
     bundle: Path | None = None,
 ) -> list[Row]:
-    """Every way that this machine has: without `browser` no page, without its program no stock server.
+    """Every way that this machine has: without `browser` no page, without its programs no stock server and client.
 
-    `longest`: seconds of an utterance that is spoken to the page. `bundle`: the recogniser's; else it is exported.
+    browser: that of `browser_with_microphone`.
+    longest: seconds of an utterance that is spoken to the page.
+    bundle: the recogniser's; else it is exported.
     """
     with tempfile.TemporaryDirectory() as folder:
         if bundle is None:
@@ -325,22 +189,16 @@ def compare(
             "stream": (ways.alone(), expected),
             "streams, odd packets": (ways.together(), expected),
             "ONNX Runtime": (ways.onnx(), expected),
-            "our server": (ways.ours(), expected),
             "our server, bundle": (ways.ours_bundle(), expected),
             "sherpa-onnx, Python": (ways.stock_python(), longer),
         }
-        texts = [letters(recognizer.tokenizer.decode(tokens)) for tokens in ways.whole_ids()]
-        found |= {
-            "OpenAI's API": (ways.openai(), expected),
-            "port of sherpa-onnx": (ways.sherpa_port(), expected),
-            "port of vosk": (ways.vosk_port(), texts),
-            "port of Wyoming": (ways.wyoming_port(), texts),
-        }
         if stock_sherpa.PROGRAM is not None:
             found["sherpa-onnx, C++ server"] = ways.stock_cpp(), longer
+        texts = ways.texts()
+        others = {"port of vosk": texts, "port of Wyoming": texts, "OpenAI, realtime": ways.realtime_expected()}
+        found |= {name: (told, others.get(name, expected)) for name, told in ways.served(browser).items()}
         if browser is not None:
-            found["page, file"] = ways.page(browser), expected
-            found["page, microphone"] = ways.microphone(longest)
+            found["page, microphone"] = ways.microphone(browser, longest)
     return [
         Row(
             context,
@@ -373,7 +231,7 @@ def cut(paths: Sequence[Path], seconds: Sequence[float]) -> list[np.ndarray]:
         if length > len(joined):
             raise ValueError(f"the recordings hold {len(joined) / RATE:.1f} s, too little for {length / RATE:g} s")
         start = int(np.argmax(sums[length:] - sums[: len(sums) - length]))
-        found.append(np.round(32767 * joined[start : start + length]).astype(np.int16))
+        found.append(int16(joined[start : start + length]))
     return found
 
 
@@ -392,7 +250,7 @@ def main() -> int:
         recognizer, audio, rows = sx.load(args.checkpoint), cut(args.audio, args.seconds), []
     except ValueError as error:
         parser.error(str(error))
-    with chromium.chromium() as browser:
+    with browser_with_microphone() as browser:
         for left in args.left_context:
             context = recognizer.context(args.chunk, None if left == "unlimited" else int(left))
             rows += compare(recognizer, context, audio, browser, args.longest)

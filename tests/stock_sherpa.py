@@ -1,4 +1,4 @@
-"""Unmodified sherpa-onnx at work on a bundle: its Python recogniser, and its websocket server on loopback."""
+"""Unmodified sherpa-onnx: its Python recogniser and its websocket server at work on a bundle, and its client."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from processes import running
 from websockets.asyncio.client import connect
 
@@ -26,6 +27,7 @@ RATE = 16_000
 SERVER = "sherpa-onnx-online-websocket-server"
 _BESIDE = Path(sys.executable).with_name(SERVER)
 PROGRAM = str(_BESIDE) if _BESIDE.is_file() else shutil.which(SERVER)
+CLIENT = None if PROGRAM is None else str(Path(PROGRAM).with_name("sherpa-onnx-online-websocket-client"))
 NEEDED = f"{SERVER} is not installed (pip install sherpa-onnx-bin)"
 
 
@@ -135,3 +137,24 @@ async def _last_result(connection) -> dict:
         else:
             last = json.loads(message)
     return last
+
+
+async def client_results(port: int, samples: np.ndarray, seconds: float = 60.0) -> list[dict]:
+    """All results that the stock client program shows of int16 samples (S,) for a server on loopback.
+
+    Raises RuntimeError with what it wrote where it fails or is not told the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        soundfile.write(f"{folder}/a.wav", samples, RATE)
+        flags = [f"--server-port={port}", "--seconds-per-message=0.01", f"{folder}/a.wav"]
+        client = await asyncio.create_subprocess_exec(CLIENT, *flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            _, written = await asyncio.wait_for(client.communicate(), seconds)
+        finally:
+            if client.returncode is None:
+                client.kill()
+                await client.wait()
+    lines = written.decode().splitlines()
+    if client.returncode or not any("Done!" in line for line in lines):
+        raise RuntimeError(f"{CLIENT} ended with status {client.returncode}: {' | '.join(lines)}")
+    return [json.loads(line[line.index("{") :]) for line in lines if '{"text"' in line]

@@ -4,12 +4,10 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from openai_client import sdk, spell, streamed, whole
+from openai_client import append, completed, speaking, spell, streamed, whole
 from serving import expected, make_recognizer, run, serving, until
 from talkative import LetterTokenizer, sound, talkative_model
 from websockets.asyncio.client import connect
@@ -24,44 +22,6 @@ PCM_24 = (sound(3.0, 24_000, seed=7) * 32767).astype(np.int16)
 QUIET = np.zeros(3 * 24_000, np.int16)
 GENERAL = {"type": "transcription", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 24_000}}}}
 GENERAL_COMMITS = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
-
-
-@asynccontextmanager
-async def speaking(port: int, session: dict | None = None) -> AsyncIterator:
-    """The SDK's connection, after its settings were taken."""
-    async with sdk(port) as client:
-        async with client.realtime.connect(model="sumix", extra_query={"intent": "transcription"}) as connection:
-            created = await connection.recv()
-            assert created.type == "session.created" and created.session.type == "transcription"
-            if session is not None:
-                await connection.session.update(session=session)
-                updated = await connection.recv()
-                assert updated.type == "session.updated", updated
-            yield connection
-
-
-async def append(connection, samples: np.ndarray, packet: int = 4_801) -> None:
-    """In pieces that cut samples in two."""
-    data = samples.tobytes()
-    for start in range(0, len(data), packet):
-        piece = base64.b64encode(data[start : start + packet]).decode()
-        await connection.input_audio_buffer.append(audio=piece)
-
-
-async def completed(connection, count: int) -> tuple[list[str], list]:
-    """Transcripts of so many items, and all events before. Deltas only append, in items that are known."""
-    texts, events, deltas = [], [], {}
-    while len(texts) < count:
-        event = await asyncio.wait_for(connection.recv(), 20)
-        events.append(event)
-        if event.type in ("conversation.item.added", "conversation.item.created"):
-            deltas[event.item.id] = ""
-        elif event.type.endswith("transcription.delta"):
-            deltas[event.item_id] += event.delta
-        elif event.type.endswith("transcription.completed"):
-            texts.append(event.transcript)
-            assert deltas[event.item_id] == event.transcript
-    return texts, events
 
 
 async def turns(port: int, samples: np.ndarray, session: dict, commits: bool = True, count: int = 1) -> list[str]:

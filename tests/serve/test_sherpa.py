@@ -1,29 +1,20 @@
 """Clients of sherpa-onnx's streaming server at our port for them: its stock program, and its messages one by one."""
 
 import asyncio
-import json
 import os
 import socket
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import stock_sherpa
 from foreign_clients import sherpa_results
-from serving import PCM, RATE, expected, healthy, reference, run, serving, until
+from serving import PCM, expected, healthy, reference, run, serving, until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sumix_stream.serve.protocols.listener import Address
 from sumix_stream.serve.protocols.sherpa import Sherpa
 
-CLIENT = (
-    None
-    if stock_sherpa.PROGRAM is None
-    else Path(stock_sherpa.PROGRAM).with_name("sherpa-onnx-online-websocket-client")
-)
 FLOATS = (PCM / np.float32(32768)).astype("<f4")
 
 
@@ -66,23 +57,16 @@ def test_the_messages_of_its_clients(workers):
     assert len(results) > len(ends)
 
 
-@pytest.mark.skipif(CLIENT is None, reason=stock_sherpa.NEEDED)
-def test_the_stock_client(tmp_path):
-    soundfile.write(tmp_path / "a.wav", PCM, RATE)
-
+@pytest.mark.skipif(stock_sherpa.CLIENT is None, reason=stock_sherpa.NEEDED)
+def test_the_stock_client():
     async def test():
         port_of = listener()
         async with serving(listeners=[port_of]) as (server, _):
-            flags = [f"--server-port={port_of.address.port}", "--seconds-per-message=0.01"]
-            command = [str(CLIENT), *flags, str(tmp_path / "a.wav")]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+            results = await stock_sherpa.client_results(port_of.address.port, PCM)
             await until(lambda: server.num_streams == 0)
-            return done
+            return results
 
-    done = run(test)
-    assert done.returncode == 0 and "Done!" in done.stderr
-    told = [json.loads(line[line.index("{") :]) for line in done.stderr.splitlines() if '{"text"' in line]
-    assert [token for end in segments(told) for token in end["tokens"]] == shown(reference(PCM))
+    assert [token for end in segments(run(test)) for token in end["tokens"]] == shown(reference(PCM))
 
 
 FAULTS = {
