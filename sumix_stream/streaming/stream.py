@@ -338,7 +338,8 @@ class StreamingRecognizer:
         """Whether the segment since the last `reset` is over by one of the rules; never without `endpointing`.
 
         It looks at what has been decoded: ask after every chunk, and endpoints do not depend on packet sizes. Where a
-        segment ends by its length alone, its result is without the last word, which `reset` gives to the next segment.
+        segment ends by its length alone, its result is without the last word, which `reset` gives to the next segment;
+        at the end of the stream nothing is left for a next one, and the result has all.
         """
         endpointing = self._own(stream).endpointing
         if endpointing is None:
@@ -351,7 +352,7 @@ class StreamingRecognizer:
         given = bool(frames), silence * seconds, utterance * seconds
         if not endpointing.is_endpoint(*given):
             return False
-        if not frames or not endpointing.by_length(*given):
+        if not frames or stream.is_finished or not endpointing.by_length(*given):
             return True
         times = [frame * seconds for frame in frames]
         pieces = [self.tokenizer.piece(token) for token in found.tokens]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from serving import PCM, RATE, assert_is, expected, healthy, http, make_recognizer, run, serving, until, uri
+from serving import PCM, RATE, assert_is, expected, healthy, http, make_recognizer, reference, run, serving, until, uri
 from talkative import VOCAB_SIZE, LetterTokenizer, sound, talkative_model
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -115,6 +115,17 @@ def test_partial_results_come_while_audio_goes_in():
             await client.send('{"type": "end"}')
 
     run(test)
+
+
+def test_a_stream_that_ends_as_its_segment_becomes_too_long_keeps_its_last_word():
+    samples = PCM[: round(1.6 * RATE)]  # five whole chunks; segments have at most 1.5 s
+
+    async def test():
+        async with serving() as (_, port):
+            return await transcribe(uri(port), samples)
+
+    tokens = [token for segment in run(test).segments for token in segment["tokens"]]
+    assert tokens == reference(samples)
 
 
 def test_plain_http():
