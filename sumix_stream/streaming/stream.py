@@ -344,6 +344,7 @@ class StreamingRecognizer:
         endpointing = self._own(stream).endpointing
         if endpointing is None:
             return False
+        stream.end_of_segment = None  # of an endpoint that nobody heeded
         found = stream.all_emissions
         frames = found.frames
         seconds = self.timebase.encoder_frame_seconds
