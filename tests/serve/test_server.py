@@ -118,7 +118,7 @@ def test_partial_results_come_while_audio_goes_in():
 
 
 def test_a_stream_that_ends_as_its_segment_becomes_too_long_keeps_its_last_word():
-    samples = PCM[: round(1.56 * RATE)]  # its last chunk, of less than 320 ms, passes the 1.5 s of a segment
+    samples = sound(4.0, seed=6)[: round(1.56 * RATE)]  # its last chunk passes the 1.5 s of a segment
 
     async def test():
         async with serving() as (_, port):
