@@ -6,7 +6,6 @@ B batch, T frames, N = B T rows, D channels, k taps.
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sumix_kernels.arguments import check_frames_of_chunk, check_lengths
 from sumix_kernels.cpu.training import add_branch_back
@@ -22,7 +21,7 @@ from sumix_kernels.training.products import (
     room,
     share_blocks,
 )
-from sumix_kernels.training.rows import applied, draw_dropout, num_parts, share
+from sumix_kernels.training.rows import applied, backward_once, draw_dropout, num_parts, share
 
 
 def convolution(
@@ -39,7 +38,7 @@ def convolution(
 ) -> Tensor:
     """x (B, T, D) plus the branch on valid frames; taps (D, k), lengths and chunk sizes: see `chunk_conv1d`.
 
-    Takes what `usable` admits. Raises ValueError as `chunk_conv1d` does, and for a probability outside [0, 1).
+    Takes what `training_branches` does. Raises ValueError as `chunk_conv1d` does, and for a dropout not in [0, 1).
     """
     geometry = check_lengths(lengths, x), per_utterance(check_frames_of_chunk(chunk_size, x), x)
     parameters = (norm.weight, norm.bias, expand.weight, expand.bias, taps, tap_bias)
@@ -85,7 +84,7 @@ class _Convolution(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         rows, stats, gates, inner, inner_stats, active, *parameters = ctx.saved_tensors
         norm_weight, norm_bias, w1, by_tap, inner_weight, inner_bias, w2 = parameters

@@ -6,7 +6,6 @@ B batch, T frames, N = B T rows, D channels.
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sumix_kernels.cpu.training import normalise_rows, normalise_rows_back
 from sumix_kernels.cpu.training_products import feed_forward as feed_forward_blocks
@@ -21,7 +20,7 @@ from sumix_kernels.training.products import (
     weight_grad,
     weight_room,
 )
-from sumix_kernels.training.rows import NO_ROWS, applied, draw_dropout, num_parts, share
+from sumix_kernels.training.rows import NO_ROWS, applied, backward_once, draw_dropout, num_parts, share
 
 
 def feed_forward(
@@ -29,7 +28,7 @@ def feed_forward(
 ) -> Tensor:
     """x (B, T, D) plus `factor` times the branch; two dropouts of probability `dropout`, keys from torch's generator.
 
-    Takes what `usable` admits. Raises ValueError for a probability outside [0, 1).
+    Takes what `training_branches` admits. Raises ValueError for a probability outside [0, 1).
     """
     drops = draw_dropout(dropout), draw_dropout(dropout)
     parameters = (norm.weight, norm.bias, expand.weight, expand.bias, contract.weight, contract.bias)
@@ -55,7 +54,7 @@ class _FeedForward(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         rows, stats, hidden, norm_weight, norm_bias, w1, w2 = ctx.saved_tensors
         factor, drops, bf16 = ctx.settings
@@ -87,7 +86,7 @@ class _MaskedNorm(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         rows, stats, weight, lengths = ctx.saved_tensors
         parts = num_parts(rows.shape[0])

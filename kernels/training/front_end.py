@@ -5,7 +5,6 @@ B batch, T0 feature frames, F bins, H channels; T1 and T2 frames, F1 and F2 bins
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sumix_kernels.cpu.training import activate, activate_back
@@ -15,7 +14,7 @@ from sumix_kernels.cpu.training_front_end import (
     gather_patches,
     scatter_patches,
 )
-from sumix_kernels.training.rows import NO_DROPOUT, num_parts, share
+from sumix_kernels.training.rows import NO_DROPOUT, backward_once, num_parts, share
 
 _FRAMES = 64  # whose patches are gathered at once: with 32 channels 1.5 MB, which stay in the caches
 
@@ -50,7 +49,7 @@ class _FrontEnd(torch.autograd.Function):
         return out.view(B, T2, F2 * H)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         padded, taps, b1, weight, lengths, images, hidden = ctx.saved_tensors
         (B, T2, _), H = grad.shape, len(b1)

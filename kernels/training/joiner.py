@@ -5,11 +5,10 @@ B batch, T frames, R lattice rows a frame, V vocabulary, J joint dimension.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sumix_kernels.cpu.training_joiner import join, join_back
 from sumix_kernels.training.products import filled, in_panels, in_panels_back, weight_grad, weight_room
-from sumix_kernels.training.rows import num_parts, share
+from sumix_kernels.training.rows import backward_once, num_parts, share
 
 _LEAST_FRAMES = 16  # that are worth a thread's start
 
@@ -49,7 +48,7 @@ class _Join(torch.autograd.Function):
         return x.view(B, T, R), y.view(B, T, R)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, x_grad: Tensor, y_grad: Tensor):
         enc, pred, weight, bias, where, targets, normalisers = ctx.saved_tensors
         blank, enc_shape, pred_shape, bf16 = ctx.settings

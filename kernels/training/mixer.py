@@ -5,12 +5,11 @@ B batch, T frames, N = B T rows, D channels, K chunks of the utterance that has 
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sumix_kernels.arguments import check_chunk_size, check_left_context, check_lengths
 from sumix_kernels.cpu.training_mixer import merge_chunks, merge_chunks_back, summarise_chunks, summarise_chunks_back
 from sumix_kernels.training.products import multiply, multiply_back, multiply_normal, multiply_normal_back, room
-from sumix_kernels.training.rows import applied, draw_dropout, num_parts, share
+from sumix_kernels.training.rows import applied, backward_once, draw_dropout, num_parts, share
 
 
 def summary_mixer(
@@ -26,7 +25,7 @@ def summary_mixer(
 ) -> Tensor:
     """x (B, T, D) plus the branch on valid frames. Lengths, chunk sizes and left contexts: see `chunk_summary`.
 
-    Takes what `usable` admits. Raises ValueError as `chunk_summary` does, and for a probability outside [0, 1).
+    Takes what `training_branches` does. Raises ValueError as `chunk_summary` does, and for a dropout not in [0, 1).
     """
     lengths = check_lengths(lengths, x)
     size, chunks = check_chunk_size(chunk_size, x)
@@ -65,7 +64,7 @@ class _SummaryMixer(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         rows, stats, projected, local, mean, merged, summary, *parameters = ctx.saved_tensors
         norm_weight, norm_bias, w, local_w, summary_w = parameters

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _LEAST_ROWS = 64  # that are worth a thread's start
 
@@ -47,6 +49,18 @@ def applied(function: type[torch.autograd.Function], x: Tensor, *arguments) -> T
     bf16 = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
         return function.apply(x.float(), *arguments, bf16)
+
+
+def backward_once(backward: Callable) -> Callable:
+    """A backward that is not differentiated again, outside autocast: it may be called where that is on."""
+
+    @once_differentiable
+    @wraps(backward)
+    def outside(ctx, *grads):
+        with torch.autocast("cpu", enabled=False):
+            return backward(ctx, *grads)
+
+    return outside
 
 
 def num_parts(count: int, least: int = _LEAST_ROWS) -> int:

@@ -5,7 +5,6 @@ B batch, T0 feature frames, F bins, H channels; T1, T2, T3 frames and F1, F2, F3
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sumix_kernels.cpu.training import activate, activate_back
@@ -16,7 +15,7 @@ from sumix_kernels.cpu.training_separable import (
     convolve_depthwise,
     convolve_depthwise_back,
 )
-from sumix_kernels.training.rows import NO_DROPOUT, num_parts, share
+from sumix_kernels.training.rows import NO_DROPOUT, backward_once, num_parts, share
 
 
 def separable_front_end(x: Tensor, conv1: nn.Conv2d, stages: nn.ModuleList, lengths: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class _SeparableFrontEnd(torch.autograd.Function):
         return out.view(B, T3, F3 * H)
 
     @staticmethod
-    @once_differentiable
+    @backward_once
     def backward(ctx, grad):
         padded, images1, read2, hidden2, images2, read3, hidden3, *parameters, lengths1, lengths2 = ctx.saved_tensors
         taps1, b1, taps2, pw2, taps3, pw3 = parameters

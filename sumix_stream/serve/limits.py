@@ -40,3 +40,8 @@ class Limits:
                 raise ValueError(f"{field.name} must be a whole number, got {value!r}")
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be finite and above 0, got {value}")
+
+    @property
+    def bridged_seconds(self) -> float:
+        """That keepalives may hold a stream: not less than without them."""
+        return max(self.keepalive_seconds, self.idle_seconds)

@@ -144,7 +144,7 @@ class Client:
         self._audio_accepted.set()
         self._idle_at = self._loop.time() + limits.idle_seconds
         self._deadline = self._loop.time() + limits.max_seconds
-        self._bridged_until = self._loop.time() + limits.keepalive_seconds  # by keepalives at most
+        self._bridged_until = self._loop.time() + limits.bridged_seconds  # by keepalives at most
         self._over = False  # a fault was found: nothing more is of use
 
     def greet(self) -> None:
@@ -191,9 +191,9 @@ class Client:
             self._end_with(ProtocolError("too_long", text, protocol.POLICY))
         elif now >= self._idle_at:
             silence = f"no audio for {limits.idle_seconds:g} seconds"
-            if now >= self._bridged_until:
-                silence += f" beyond the {limits.keepalive_seconds:g} that keepalives may bridge"
-            text = f"{silence}, or less than {limits.least_rate:.0%} of the time"
+            if now >= self._bridged_until and limits.bridged_seconds > limits.idle_seconds:
+                silence = f"nothing but keepalives for {limits.bridged_seconds:g} seconds"
+            text = f"{silence}, or audio for less than {limits.least_rate:.0%} of the time"
             self._end_after_last_words(ProtocolError("idle", text, protocol.POLICY))
         else:
             due = min(self._deadline, self._idle_at)
@@ -299,7 +299,7 @@ class Client:
             now = self._loop.time()
             earned = seconds / limits.least_rate
             self._idle_at = min(now + limits.idle_seconds, self._idle_at + earned)
-            self._bridged_until = min(now + limits.keepalive_seconds, max(now, self._bridged_until) + earned)
+            self._bridged_until = min(now + limits.bridged_seconds, max(now, self._bridged_until) + earned)
             if not self._spend(seconds):
                 raise ProtocolError("quota", "the day's seconds of audio of this token are used up", protocol.POLICY)
             (self.session or self._open()).push(samples)

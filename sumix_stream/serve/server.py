@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 
@@ -242,8 +242,8 @@ class Server:
 
     def _drop_the_gone(self) -> None:
         """Nobody reads from a client whose audio waits: that it has gone must be looked for, or it keeps its place."""
-        self._departures.look(self._admitted)
         self._look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._drop_the_gone)
+        self._departures.look(self._admitted)
 
     def leave(self, connection: Connected) -> None:
         """Its stream is over, if it had one."""
@@ -305,6 +305,7 @@ class Server:
         """One client, from the handshake to the end."""
         name, began = uuid.uuid4().hex[:12], time.monotonic()
         outbox = Outbox(self.limits.max_unsent)
+        connection.when_lost(outbox.end)
         kind = self._websockets[http.path_below(self._base_path, connection.request.path)]
         client = kind(
             connection,
@@ -379,6 +380,8 @@ class _Connection(GuardedConnection):
         super().__init__(*arguments, **options)
         self._owner, self.limits = owner, owner.limits
         self.dropped = False  # its reader was too slow
+        self._lost = False
+        self._on_lost: Callable[[], None] | None = None
 
     def on_slow(self) -> None:
         self._owner.drop(self)
@@ -395,6 +398,18 @@ class _Connection(GuardedConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.front.connection_lost(exc)
+        self._lost = True
+        self._tell_of_loss()
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Call this a second after the connection is lost: who reads from it may be waiting for the engine and not
+        hear of it; where it does hear, it knows best why."""
+        self._on_lost = call
+        self._tell_of_loss()
+
+    def _tell_of_loss(self) -> None:
+        if self._lost and self._on_lost is not None:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._on_lost)
 
 
 def _unavailable(granted: Grant, reason: str, text: str) -> Refusal:

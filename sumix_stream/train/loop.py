@@ -37,7 +37,7 @@ from sumix_stream.train.measures import StepBuffer, StepReport, feature_frames
 from sumix_stream.train.metrics import LOGGER, RunLog
 from sumix_stream.train.modules import ModuleProbe
 from sumix_stream.train.optim import frozen_parts, make_optimizer, peak_rate
-from sumix_stream.train.precision import make_fabric
+from sumix_stream.train.precision import how_bf16_is_computed, make_fabric
 from sumix_stream.train.resume import TrainerState
 from sumix_stream.train.run_lock import one_run
 from sumix_stream.train.step import BatchBackward, Objective
@@ -367,6 +367,8 @@ class Trainer:
             f"steps: {config.max_steps}, each {self._accumulate} x {self.recipe.data.max_duration:g} s of audio x "
             f"{self.fabric.world_size} process(es); peak learning rate: {rate}; output: {self.exp_dir}"
         )
+        if config.precision == "bf16-mixed" and (told := how_bf16_is_computed(self.fabric.device.type)):
+            LOGGER.log(*told)
         for note in self.notes:
             LOGGER.info(note)
         if self._rate_told and not state.step:

@@ -1,5 +1,6 @@
 """Devices, precision and distribution: one Lightning Fabric from the configuration."""
 
+import logging
 import os
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from sumix_kernels.training.choice import multiplies_bf16
 from sumix_stream.config import TrainConfig
 from sumix_stream.train.rendezvous import join_torchrun
 
@@ -99,3 +101,15 @@ def _device_type(accelerator: str) -> str:
     if accelerator == "auto" and not torch.cuda.is_available():
         return "mps" if torch.backends.mps.is_available() else "cpu"
     return "cuda"
+
+
+def how_bf16_is_computed(device_type: str) -> tuple[int, str] | None:
+    """A level of the log and what to say of bf16-mixed: on a CPU its kind decides what is rounded. None on others."""
+    if device_type != "cpu":
+        return None
+    if multiplies_bf16():
+        return logging.INFO, "bf16: products of layers and joiner, by compiled functions; all else is fp32"
+    return logging.WARNING, (
+        "this processor does not multiply bfloat16 (AVX512_BF16), or Numba is missing: bf16-mixed takes PyTorch's "
+        "operators, which here are slower than train.precision 32-true and round more than compiled functions do"
+    )

@@ -244,7 +244,8 @@ def remedy(recipe: RecipeConfig) -> str:
     choices.append(f"data.max_utterance (now {data.max_utterance:g} s)")
     choices.append(f"data.max_lattice (now {data.max_lattice or 'without limit'})")
     choices.append(f"loss.prune_range (now {recipe.loss.prune_range})")
-    half = "" if train.precision != "32-true" else "; or set train.precision to bf16-mixed"
+    on_gpu = torch.cuda.is_available() and train.accelerator != "cpu"  # a CPU keeps activations in fp32
+    half = "; or set train.precision to bf16-mixed" if on_gpu and train.precision == "32-true" else ""
     return f"To avoid it lower {', or '.join(choices)}{half}"
 
 

@@ -92,8 +92,11 @@ def test_compiled_equals_joiner_and_softmax(frames, rows, joint, vocabulary, dty
     finally:
         torch.set_num_threads(num_threads)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    for a, e in zip(actual, outputs_and_grads(lambda *x: joined(ranges, targets, *x), exact), strict=True):
+    expected = outputs_and_grads(lambda *x: joined(ranges, targets, *x), exact)
+    for a, e in zip(actual, expected, strict=True):
         assert_close_as(a, e, dtype)
+    if dtype == torch.bfloat16 and joint % 2 == 0:  # rounded, that is: output, and gradient by a weight's inputs
+        assert all((actual[n] - expected[n]).norm() > 1e-4 * expected[n].norm() for n in (0, 4))
 
 
 @needs_numba

@@ -140,10 +140,10 @@ def test_convolution(branches, context, dropout, threads, poisoned_memory, num_t
 
 @needs_bf16
 @pytest.mark.parametrize("context", (CONTEXTS["full"], CONTEXTS["8, 2"]), ids=("full", "8, 2"))
-@pytest.mark.parametrize("threads", (1, 2))
-def test_products_in_bf16(context, threads, poisoned_memory, num_threads):
+@pytest.mark.parametrize(("threads", "inside"), [(1, False), (2, True)], ids=["backward outside", "inside"])
+def test_products_in_bf16(context, threads, inside, poisoned_memory, num_threads):
     """A layer under autocast is off, in its output and every gradient, by less than twice what PyTorch's operators are
-    off there, in all by less; its output by more than fp32's is."""
+    off there, in all by less; its output and the gradients of its weights by more than fp32's are."""
     num_threads(threads)
     layer, x = make_layer(dim=48), torch.randn(3, 45, 48)
     weights = torch.randn(3, 45, 48)
@@ -153,7 +153,10 @@ def test_products_in_bf16(context, threads, poisoned_memory, num_threads):
         chosen = K.preferred_backend(backend) if backend else nullcontext()
         with chosen, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = own(y, LENGTHS, context)
-        out.backward(weights.to(out.dtype))
+            if inside:
+                out.backward(weights.to(out.dtype))
+        if not inside:
+            out.backward(weights.to(out.dtype))
         return [out, y.grad, *(parameter.grad for parameter in own.parameters())]
 
     exact = run("naive", torch.float64, False)
@@ -163,17 +166,51 @@ def test_products_in_bf16(context, threads, poisoned_memory, num_threads):
         off[backend] = torch.stack([(a - e).norm() / e.norm() for a, e in zip(found, exact, strict=True)])
     ratios = off[None] / off["torch"]
     assert ratios.max() < 2 and ratios.log().mean().exp() < 1
-    assert off[None][0] > 1e-4
+    weighty = [
+        n for n, p in enumerate(layer.parameters(), 2) if p.ndim == 2 and p.shape[0] % 48 == 0 == p.shape[1] % 48
+    ]
+    assert len(weighty) == 9 and off[None][[0, *weighty]].min() > 1e-4
 
 
 @needs_bf16
-def test_odd_sizes_stay_in_fp32(branches):
-    """Two bfloat16 are read at once: a weight of an odd number of inputs has fp32's products."""
-    layer, x = make_layer(21), torch.randn(2, 45, 21)
-    norm, expand, _, _, contract, _ = layer.ffn1  # 21 inputs, 63 between
-    plain = branches.feed_forward(x, norm, expand, contract, 0.5, 0.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(branches.feed_forward(x, norm, expand, contract, 0.5, 0.0), plain)
+@pytest.mark.parametrize("inside", (63, 64))
+def test_odd_sizes_stay_in_fp32(branches, inside):
+    """Two bfloat16 are read at once: a weight of an odd number of inputs has fp32's products, beside others."""
+    norm, expand, contract = nn.LayerNorm(21), nn.Linear(21, inside), nn.Linear(inside, 21)
+    module, x = nn.ModuleList([norm, expand, contract]), torch.randn(2, 45, 21)
+
+    def run(bf16):
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = branches.feed_forward(x, norm, expand, contract, 0.5, 0.0)
+        out.square().sum().backward()
+        return [out, *(parameter.grad.clone() for parameter in module.parameters())]
+
+    plain, rounded = run(False), run(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, rounded, strict=True)) == (inside == 63)
+    for a, b in zip(rounded, plain, strict=True):
+        assert (a - b).norm() < 2e-2 * b.norm()
+
+
+@needs_bf16
+def test_front_ends_under_autocast(branches):
+    """In fp32, their backward called inside too."""
+    lengths = torch.tensor([40, 23])
+    x = torch.randn(2, 40, 80) * (torch.arange(40) < lengths[:, None])[:, :, None]
+    conv1, conv2 = nn.Conv2d(1, 8, 3, stride=2), nn.Conv2d(8, 8, 3, stride=2)
+    parts = {"depthwise": nn.Conv2d(8, 8, 3, stride=2, groups=8), "pointwise": nn.Conv2d(8, 8, 1)}
+    stage = SimpleNamespace(**parts)
+    runs = {
+        "by 4": (lambda: branches.front_end(x, conv1, conv2, lengths), [conv1, conv2]),
+        "by 8": (lambda: branches.separable_front_end(x, conv1, [stage, stage], lengths), [conv1, *parts.values()]),
+    }
+    for run, modules in runs.values():
+        parameters, found = list(nn.ModuleList(modules).parameters()), []
+        for bf16 in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                out = run()
+                found.append([out, *torch.autograd.grad(out.square().sum(), parameters)])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("threads", (1, 3))

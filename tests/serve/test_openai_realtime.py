@@ -181,16 +181,16 @@ def test_a_session_whose_results_do_not_come_is_ended():
         may_go_on.wait(30)
         return decode(streams)
 
-    recognizer.decode = stuck
-
     async def test():
-        async with serving(recognizer, idle_seconds=0.5) as (server, port), speaking(port, GENERAL_COMMITS) as client:
-            await append(client, PCM_24[:48_000])
-            await client.input_audio_buffer.commit()
-            await client.input_audio_buffer.clear()
+        async with serving(recognizer, idle_seconds=0.5) as (server, port):
+            recognizer.decode = stuck  # not before: the server warms up
             try:
-                error = (await until_type(client, "error")).error
-                await until(lambda: server.num_streams == 0)
+                async with speaking(port, GENERAL_COMMITS) as client:
+                    await append(client, PCM_24[:48_000])
+                    await client.input_audio_buffer.commit()
+                    await client.input_audio_buffer.clear()
+                    error = (await until_type(client, "error")).error
+                    await until(lambda: server.num_streams == 0)
             finally:
                 may_go_on.set()
             return error

@@ -151,6 +151,7 @@ class RealtimeClient(Client):
         """Wait for the stream's last word. Raises ProtocolError where for `idle_seconds` nothing comes of it."""
         while not (self._ended.is_set() or self._over):
             self._audio_accepted.clear()  # meanwhile nobody is idle: it is we who do not read
+            self._idle_at = self._loop.time() + self._limits.idle_seconds
             try:
                 await within(self._limits.idle_seconds, self._audio_accepted.wait())
             except asyncio.TimeoutError:

@@ -127,6 +127,7 @@ class WebsocketTalk(ABC):
 
     async def run(self) -> None:
         reader, reason = asyncio.create_task(self._read()), "internal"
+        self.connection.when_lost(self.hung_up)
         try:
             reason = await self.write()
         except ConnectionClosed:
