@@ -111,5 +111,5 @@ def how_bf16_is_computed(device_type: str) -> tuple[int, str] | None:
         return logging.INFO, "bf16: products of layers and joiner, by compiled functions; all else is fp32"
     return logging.WARNING, (
         "this processor does not multiply bfloat16 (AVX512_BF16), or Numba is missing: bf16-mixed takes PyTorch's "
-        "operators, which here are slower than train.precision 32-true and round more than compiled functions do"
+        "operators, many times as long as train.precision 32-true, which round more than compiled products do"
     )
