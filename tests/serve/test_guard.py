@@ -26,6 +26,7 @@ from wyoming.event import async_write_event
 from sumix_stream.serve.client import ServerError, transcribe
 from sumix_stream.serve.departures import has_ended_sending
 from sumix_stream.serve.guard import FrameBudget, GuardedConnection
+from sumix_stream.serve.limits import Limits
 from sumix_stream.serve.protocols.listener import Address, Connected
 from sumix_stream.serve.protocols.sherpa import Sherpa
 from sumix_stream.serve.protocols.vosk import Vosk
@@ -270,6 +271,12 @@ def test_a_whisper_does_not_hold_a_slot():
                 assert json.loads([message async for message in client][-1])["type"] == "done"
 
     run(test)
+
+
+def test_keepalives_hold_for_no_less_than_silence_may_last():
+    """Where a client may be silent for longer than keepalives bridge, they take nothing away."""
+    assert Limits(idle_seconds=1200.0).bridged_seconds == 1200.0
+    assert Limits(idle_seconds=30.0, keepalive_seconds=90.0).bridged_seconds == 90.0
 
 
 def test_keepalives_alone_do_not_hold_a_slot():
