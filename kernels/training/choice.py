@@ -17,7 +17,7 @@ def training_branches(x: Tensor, *modules: nn.Module) -> ModuleType | None:
     It can in fp32 on the CPU, outside torch.compile and tracing, with Numba installed, parameters of the modules
     included, and unless a backend of the kernels is preferred by name; under autocast to bf16 as well, where the
     processor multiplies bfloat16. There products of a layer's frames are in bf16, where they have an even number of
-    inputs; the front end, the products of summaries, sums and results are fp32.
+    inputs; convolutions of the front end, products of summaries, sums and results are fp32.
     """
     if x.numel() == 0 or not torch.is_grad_enabled() or not compiled_here(x):
         return None

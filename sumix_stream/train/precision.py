@@ -108,7 +108,8 @@ def how_bf16_is_computed(device_type: str) -> tuple[int, str] | None:
     if device_type != "cpu":
         return None
     if multiplies_bf16():
-        return logging.INFO, "bf16: products of layers and joiner, by compiled functions; all else is fp32"
+        text = "bf16: products of layers and joiner by compiled functions, whose sums are fp32; others by PyTorch's"
+        return logging.INFO, text
     return logging.WARNING, (
         "this processor does not multiply bfloat16 (AVX512_BF16), or Numba is missing: bf16-mixed takes PyTorch's "
         "operators, many times as long as train.precision 32-true, which round more than compiled products do"

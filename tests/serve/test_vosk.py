@@ -60,7 +60,7 @@ def test_one_answer_for_each_message_and_all_words_with_times():
         words = [word for end in ends for word in end.get("result", [])]
         assert [word["word"] for word in words] == " ".join(h.text for h in alone).split()
         assert all(0 <= word["start"] <= word["end"] <= len(PCM) / RATE and 0 <= word["conf"] <= 1 for word in words)
-    assert any(answer.get("partial") for answers in found for answer in answers)
+    assert any(answer.get("partial") for answer in found[0])  # in packets of a second there may be none
 
 
 def test_what_a_client_configures(monkeypatch):
